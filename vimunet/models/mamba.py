@@ -1,0 +1,192 @@
+"""The Mamba block that reads its tokens in both directions, and the small layers around it.
+
+This module turns tokens into tokens; images and their tokens are the business of `vim.py`, the
+recurrence itself of `scan.py`. Axis letters: b images, l tokens, d inner channels, n state size.
+"""
+
+import math
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from vimunet.models.scan import Direction, selective_scan, state_dtype
+
+
+class BidirectionalMamba(nn.Module):
+    """Mix tokens with two selective scans, one from each end of the sequence.
+
+    The tokens are projected to a signal and a gate. Each direction has its own short convolution,
+    its own input-dependent step, B and C, and its own decay; the gate and the two outer projections
+    are shared:
+
+        signal, gate = in_proj(tokens)
+        x = silu(conv(signal));  step, B, C = x_proj(x);  delta = softplus(dt_proj(step))
+        y = selective_scan(x, delta, -exp(A_log), B, C, D)         for each direction
+        output = out_proj((y_forward + y_backward) * silu(gate))   the sum halved if `average`
+
+    Under autocast the projections and the convolution run in the lower precision; delta, decay and
+    state stay float32.
+
+    Args:
+        d_model: Channels of the tokens.
+        d_state: Numbers in the hidden state of one inner channel.
+        d_conv: Width of the convolution, in tokens. It sees the present and earlier tokens only,
+            where "earlier" is meant in the direction of the scan.
+        expand: Inner channels per channel of the tokens.
+        dt_rank: Rank of the projection to the step; d_model / 16, rounded up, if None.
+        average: Halve the sum of the two directions.
+
+    Source:
+        Zhu et al. 2024, "Vision Mamba", https://arxiv.org/abs/2401.09417, algorithm 1, with the
+        parameter names of the authors' code. `average` was added there in February 2024; the first
+        version of ViM-UNet is without. Three deviations. The backward direction neither flips its
+        input nor its output: it convolves with the mirrored kernel and scans in reverse, which is
+        the same. The gate multiplies the sum of both directions, not each. Initialisation: both
+        directions start as in Gu & Dao 2023 (https://arxiv.org/abs/2312.00752, section 3.6), with
+        steps between 0.001 and 0.1; the authors' code then overwrites the bias of `dt_proj_b` (in
+        its first version of `dt_proj` too) by zero, so that this direction starts with steps of
+        0.7 and forgets within a few tokens.
+    """
+
+    def __init__(
+        self,
+        d_model: int,
+        d_state: int = 16,
+        d_conv: int = 4,
+        expand: int = 2,
+        dt_rank: int | None = None,
+        average: bool = True,
+    ) -> None:
+        super().__init__()
+        d_inner = expand * d_model
+        dt_rank = math.ceil(d_model / 16) if dt_rank is None else dt_rank
+        self.d_state, self.dt_rank, self.average = d_state, dt_rank, average
+
+        rates = torch.arange(1, d_state + 1, dtype=torch.float32).log().repeat(d_inner, 1)
+        self.A_log, self.A_b_log = nn.Parameter(rates), nn.Parameter(rates.clone())
+        self.D, self.D_b = nn.Parameter(torch.ones(d_inner)), nn.Parameter(torch.ones(d_inner))
+        self.in_proj = nn.Linear(d_model, 2 * d_inner, bias=False)
+        self.conv1d = nn.Conv1d(d_inner, d_inner, d_conv, groups=d_inner)
+        self.conv1d_b = nn.Conv1d(d_inner, d_inner, d_conv, groups=d_inner)
+        self.x_proj = nn.Linear(d_inner, dt_rank + 2 * d_state, bias=False)
+        self.x_proj_b = nn.Linear(d_inner, dt_rank + 2 * d_state, bias=False)
+        self.dt_proj = _step_projection(dt_rank, d_inner)
+        self.dt_proj_b = _step_projection(dt_rank, d_inner)
+        self.out_proj = nn.Linear(d_inner, d_model, bias=False)
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        """Mix the tokens.
+
+        Args:
+            tokens: (b, l, d_model) tokens, in the order of the scan.
+
+        Returns:
+            (b, l, d_model) mixed tokens.
+        """
+        signal, gate = self.in_proj(tokens).chunk(2, dim=-1)
+        y = self._scan(signal, "forward") + self._scan(signal, "reverse")
+        if self.average:
+            y = y / 2
+        return self.out_proj(y * functional.silu(gate))
+
+    def _scan(self, signal: Tensor, direction: Direction) -> Tensor:
+        """Convolve and scan (b, l, d) in one direction."""
+        if direction == "forward":
+            conv, x_proj, dt_proj = self.conv1d, self.x_proj, self.dt_proj
+            A_log, D = self.A_log, self.D
+        else:
+            conv, x_proj, dt_proj = self.conv1d_b, self.x_proj_b, self.dt_proj_b
+            A_log, D = self.A_b_log, self.D_b
+        x = functional.silu(_convolve(signal, conv, direction))
+        step, B, C = x_proj(x).split([self.dt_rank, self.d_state, self.d_state], dim=-1)
+        dtype = state_dtype(x.dtype)
+        # The bias is added after the cast: steps of 0.001 would drown in the rounding of bfloat16.
+        delta = functional.softplus(
+            functional.linear(step, dt_proj.weight).to(dtype) + dt_proj.bias.to(dtype)
+        )
+        return selective_scan(x, delta, -torch.exp(A_log.to(dtype)), B, C, D, direction)
+
+
+class RMSNorm(nn.Module):
+    """Divide each token by the root of its mean square, then scale each channel.
+
+    Computed in float32 (float64 for float64 input) and returned in the dtype of `weight`.
+
+    Args:
+        channels: Channels of the tokens.
+        eps: Added to the mean square.
+
+    Source:
+        Zhang & Sennrich 2019, https://arxiv.org/abs/1910.07467, without bias.
+    """
+
+    def __init__(self, channels: int, eps: float = 1e-5) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(channels))
+        self.eps = eps
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        """Normalise (..., channels) tokens over the last axis."""
+        x = tokens.to(state_dtype(tokens.dtype))
+        x = x * torch.rsqrt(x.square().mean(dim=-1, keepdim=True) + self.eps)
+        return (x * self.weight).to(self.weight.dtype)
+
+
+class DropPath(nn.Module):
+    """Drop the whole output of a layer, for each image of the batch by itself, while training.
+
+    What survives is divided by the probability to survive, so that the expectation stays the same.
+    Does nothing in eval mode.
+
+    Args:
+        rate: Probability to drop, in [0, 1).
+
+    Source:
+        Huang et al. 2016, "Deep networks with stochastic depth", https://arxiv.org/abs/1603.09382,
+        rescaled while training as in timm instead of in prediction.
+    """
+
+    def __init__(self, rate: float) -> None:
+        super().__init__()
+        if not 0 <= rate < 1:
+            raise ValueError(f"`rate` must lie in [0, 1), got {rate}.")
+        self.rate = rate
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return (b, ...) with some of the b images set to zero."""
+        if not self.training or self.rate == 0:
+            return x
+        keep = 1 - self.rate
+        mask = torch.rand(len(x), *[1] * (x.ndim - 1), device=x.device) < keep
+        return x * (mask / keep).to(x.dtype)
+
+    def extra_repr(self) -> str:
+        """Show the rate when the module is printed."""
+        return f"rate={self.rate:.3g}"
+
+
+def _convolve(signal: Tensor, conv: nn.Conv1d, direction: Direction) -> Tensor:
+    """Convolve (b, l, d) along the tokens, each channel by itself, without looking ahead.
+
+    In the reverse direction, "ahead" is towards token 0 and the kernel is mirrored.
+    """
+    margin = conv.kernel_size[0] - 1
+    weight = conv.weight[:, :, None]  # (d, 1, 1, tokens)
+    padding = (0, 0, margin, 0)
+    if direction == "reverse":
+        weight, padding = weight.flip(-1), (0, 0, 0, margin)
+    # As an image of one row in channels-last memory, which (b, l, d) is already: nothing is copied.
+    image = functional.pad(signal, padding).transpose(1, 2)[:, :, None]
+    return functional.conv2d(image, weight, conv.bias, groups=conv.groups)[:, :, 0].transpose(1, 2)
+
+
+def _step_projection(dt_rank: int, d_inner: int) -> nn.Linear:
+    """Build the projection to the step, which starts log-uniform in [0.001, 0.1] after softplus."""
+    projection = nn.Linear(dt_rank, d_inner)
+    low, high = math.log(1e-3), math.log(1e-1)
+    step = torch.exp(torch.rand(d_inner) * (high - low) + low).clamp(min=1e-4)
+    with torch.no_grad():
+        projection.weight.uniform_(-(dt_rank**-0.5), dt_rank**-0.5)
+        projection.bias.copy_(step + torch.log(-torch.expm1(-step)))  # the inverse of softplus
+    return projection
