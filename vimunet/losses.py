@@ -1,0 +1,119 @@
+"""Losses of the paper, on probabilities; `loss_for` picks the one of a representation.
+
+All sums are taken in float32 or better, also under autocast, because a sum over the pixels of a
+batch does not fit the range of float16 or the digits of bfloat16.
+"""
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from vimunet.representation import Boundaries, Distances
+
+_EMPTY = 1e-7  # smallest denominator: an empty channel gives a loss of 1, not NaN
+
+
+def dice_loss(prediction: Tensor, target: Tensor) -> Tensor:
+    """Sum over the maps of one minus the soft Dice overlap.
+
+    For each map, over all images and pixels of the batch,
+
+        loss = 1 - 2 * sum(p * t) / max(sum(p^2) + sum(t^2), 1e-7)
+
+    A map whose target is empty gives the constant 1 and no gradient.
+
+    Args:
+        prediction: (b, m, y, x) probabilities in [0, 1], after the sigmoid.
+        target: (b, m, y, x) targets in [0, 1].
+
+    Returns:
+        () loss, between 0 and m, float32 (float64 for float64 predictions).
+
+    Raises:
+        ValueError: If the shapes differ or are not (b, m, y, x).
+
+    Source:
+        Archit & Pape 2024, "ViM-UNet", https://arxiv.org/abs/2404.07705; denominator with squares
+        as in torch-em's Dice loss.
+    """
+    prediction, target = _checked(prediction, target)
+    with torch.autocast(prediction.device.type, enabled=False):
+        overlap = (prediction * target).sum(dim=(0, 2, 3))
+        size = prediction.square().sum(dim=(0, 2, 3)) + target.square().sum(dim=(0, 2, 3))
+        return (1 - 2 * overlap / size.clamp(min=_EMPTY)).sum()
+
+
+def dice_distance_loss(
+    prediction: Tensor, target: Tensor, mask_distances: bool = True
+) -> Tensor:
+    """Dice loss of foreground and two distance maps.
+
+    Args:
+        prediction: (b, 3, y, x) foreground and two distances in [0, 1], after the sigmoid.
+        target: (b, 3, y, x) targets in [0, 1]; the first is 0 or 1.
+        mask_distances: Judge the distances only where the target is foreground.
+
+    Returns:
+        () loss, between 0 and 3, float32 (float64 for float64 predictions).
+
+    Raises:
+        ValueError: If the shapes differ or are not (b, 3, y, x).
+
+    Source:
+        Archit & Pape 2024, "ViM-UNet", https://arxiv.org/abs/2404.07705, with
+        `mask_distances=True`.
+    """
+    prediction, target = _checked(prediction, target)
+    if target.shape[1] != 3:
+        raise ValueError(
+            f"`target` must have 3 maps (foreground and two distances), got {target.shape[1]}."
+        )
+    if mask_distances:
+        inside = target[:, :1]
+        inside = torch.cat([torch.ones_like(inside), inside, inside], dim=1)
+        prediction, target = prediction * inside, target * inside
+    return dice_loss(prediction, target)
+
+
+def loss_for(representation: Boundaries | Distances) -> Callable[[Tensor, Tensor], Tensor]:
+    """Choose the loss that trains a network for a representation.
+
+    Args:
+        representation: What the maps of the network mean.
+
+    Returns:
+        Function of logits (b, m, y, x) and target (b, m, y, x) that gives the loss. It applies the
+        sigmoid itself.
+
+    Raises:
+        TypeError: If there is no loss for this kind of representation.
+    """
+    if isinstance(representation, Distances):
+        loss = dice_distance_loss
+    elif isinstance(representation, Boundaries):
+        loss = dice_loss
+    else:
+        raise TypeError(
+            "`representation` must be Boundaries or Distances, "
+            f"got {type(representation).__name__}."
+        )
+
+    def loss_of_logits(logits: Tensor, target: Tensor) -> Tensor:
+        return loss(_at_least_float32(logits).sigmoid(), target)
+
+    return loss_of_logits
+
+
+def _at_least_float32(tensor: Tensor) -> Tensor:
+    return tensor if tensor.dtype == torch.float64 else tensor.float()
+
+
+def _checked(prediction: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
+    if prediction.ndim != 4 or prediction.shape != target.shape:
+        raise ValueError(
+            "`prediction` and `target` must have the same shape (b, m, y, x), "
+            f"got {tuple(prediction.shape)} and {tuple(target.shape)}."
+        )
+    prediction = _at_least_float32(prediction)
+    return prediction, target.to(prediction.dtype)
