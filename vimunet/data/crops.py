@@ -1,0 +1,241 @@
+"""Random crops with targets, cut from any list of samples: what a training reads.
+
+Item i is a pure function of (seed, i). So a training that was interrupted goes on exactly where
+it was, and several processes see different crops by asking for different items. Reading, labels
+and file formats are not the business of this module.
+"""
+
+from collections.abc import Sequence
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.data import Dataset
+
+from vimunet.data import Sample
+
+_MOST_TRIES = 500
+
+
+class Representation(Protocol):
+    """What turns labels into the maps that a network learns, see `vimunet.representation`."""
+
+    def encode(self, labels: np.ndarray) -> np.ndarray:
+        """Turn (y, x) labels into (m, y, x) float32 maps in [0, 1]."""
+        ...
+
+
+def to_channels(image: np.ndarray, in_channels: int) -> np.ndarray:
+    """Give an image the number of channels that a network takes.
+
+    The same number stays as it is; one grey channel is repeated; three channels (RGB) become one
+    by their mean. Anything else is an error: nothing is dropped or invented silently.
+
+    Args:
+        image: (y, x) or (y, x, c) image of any integer or float dtype.
+        in_channels: Number of channels wanted.
+
+    Returns:
+        (in_channels, y, x) float32 image with the values of `image`, not normalised.
+
+    Raises:
+        ValueError: If the image has other axes, or its channels cannot become `in_channels`.
+
+    Examples:
+        >>> to_channels(np.full((2, 5), 7, np.uint8), 3).shape
+        (3, 2, 5)
+        >>> to_channels(np.array([[[0, 30, 90]]]), 1)
+        array([[[40.]]], dtype=float32)
+    """
+    if image.ndim not in (2, 3):
+        raise ValueError(f"`image` must have axes (y, x) or (y, x, c), got shape {image.shape}.")
+    channels = 1 if image.ndim == 2 else image.shape[2]
+    planes = image.reshape(*image.shape[:2], channels).transpose(2, 0, 1).astype(np.float32)
+    if channels == in_channels:
+        return planes
+    if channels == 1:
+        return np.repeat(planes, in_channels, axis=0)
+    if channels == 3 and in_channels == 1:
+        return planes.mean(axis=0, keepdims=True)
+    raise ValueError(
+        f"`image` must have {in_channels} channels or one (or three for RGB to grey), "
+        f"got shape {image.shape}. Keep the channels that the network was trained on."
+    )
+
+
+class RandomCrops(Dataset):
+    """A fixed number of random crops, each with the maps to be learnt from it.
+
+    Each pass over the samples (`len(samples)` items) visits every sample once, in an order drawn
+    anew. A crop starts anywhere inside the image, each possible start equally likely. It is
+    flipped in y and in x with probability 0.5 each, and standardised by itself:
+    (image - mean) / (std + 1e-7) for each channel, as `prediction.normalize` does. An image
+    smaller than the crop is standardised first and then padded with 0, its labels with background.
+
+    Decoded samples are kept in memory up to `cache_bytes` (in each worker process), so that files
+    are not decoded again for every crop.
+
+    Args:
+        samples: Images with labels.
+        crop_size: (y, x) size of a crop in pixels, or one number for both.
+        representation: Turns the labels of a crop into its target.
+        seed: Item i depends on `seed` and i alone.
+        in_channels: Channels of the image that the network takes, see `to_channels`.
+        length: Number of items; one per sample by default.
+        rotations: Also rotate by a random multiple of 90 degrees. Needs square crops.
+        min_objects: Draw another crop of the same sample, up to 500 times, until the crop has at
+            least this many different label values, background counted: 2 leaves out crops that
+            are all background or inside one object.
+        cache_bytes: Most memory for decoded samples, in bytes.
+
+    Raises:
+        ValueError: If there is no sample, or a number is out of range.
+
+    Source:
+        Archit & Pape 2024, "ViM-UNet", https://arxiv.org/abs/2404.07705, trained with torch-em.
+        Deviations: the last row, column and start position are included (torch-em never draws
+        them); small images are padded after standardisation, not before; channels are
+        standardised one by one, not together; rotations are new.
+        `min_objects=2` is torch-em's `MinInstanceSampler`.
+    """
+
+    def __init__(
+        self,
+        samples: Sequence[Sample],
+        crop_size: int | tuple[int, int],
+        representation: Representation,
+        seed: int = 0,
+        in_channels: int = 1,
+        length: int | None = None,
+        *,
+        rotations: bool = False,
+        min_objects: int = 0,
+        cache_bytes: int = 2**29,
+    ):
+        size = (crop_size, crop_size) if isinstance(crop_size, int) else tuple(crop_size)
+        if not samples:
+            raise ValueError("`samples` must hold at least one sample, got none.")
+        if len(size) != 2 or min(size) < 1:
+            raise ValueError(f"`crop_size` must be one or two numbers > 0, got {crop_size}.")
+        if rotations and size[0] != size[1]:
+            raise ValueError(f"`crop_size` must be square for rotations, got {size}.")
+        if length is not None and length < 1:
+            raise ValueError(f"`length` must be at least 1, got {length}.")
+        self.samples = list(samples)
+        self.crop_size = size
+        self.representation = representation
+        self.seed = seed
+        self.in_channels = in_channels
+        self.length = len(self.samples) if length is None else length
+        self.rotations = rotations
+        self.min_objects = min_objects
+        self.cache_bytes = cache_bytes
+        self._cache: dict[int, tuple[np.ndarray, np.ndarray]] = {}
+        self._cached_bytes = 0
+
+    def __len__(self) -> int:
+        return self.length
+
+    def __getitem__(self, index: int) -> tuple[Tensor, Tensor]:
+        """Return the (c, y, x) float32 image and the (m, y, x) float32 target of item `index`."""
+        image, labels = self.crop(index)
+        target = self.representation.encode(labels)
+        return torch.from_numpy(image), torch.from_numpy(np.ascontiguousarray(target, np.float32))
+
+    def crop(self, index: int) -> tuple[np.ndarray, np.ndarray]:
+        """Return the (c, y, x) float32 image and the (y, x) int32 labels of item `index`.
+
+        Raises:
+            IndexError: If `index` is not in 0 ... length - 1.
+            ValueError: If the sample has no labels or impossible ones, NaN or infinite pixels,
+                too few objects, or channels that do not fit.
+        """
+        if not 0 <= index < self.length:
+            raise IndexError(f"`index` must be in 0 ... {self.length - 1}, got {index}.")
+        turn, place = divmod(index, len(self.samples))
+        order = np.random.default_rng([self.seed, turn, 1]).permutation(len(self.samples))
+        rng = np.random.default_rng([self.seed, index])
+        image, labels = self._read(int(order[place]))
+        image, labels = self._cut(image, labels, rng, self.samples[order[place]].name)
+
+        pixels = to_channels(image, self.in_channels)
+        mean, spread = (f(pixels, axis=(1, 2), keepdims=True) for f in (np.mean, np.std))
+        pixels = (pixels - mean) / (spread + 1e-7)
+        missing = [
+            (0, want - have) for want, have in zip(self.crop_size, labels.shape, strict=True)
+        ]
+        pixels = np.pad(pixels, [(0, 0), *missing])
+        labels = np.pad(labels, missing)
+        for axis in (-2, -1):
+            if rng.random() < 0.5:
+                pixels, labels = np.flip(pixels, axis), np.flip(labels, axis)
+        if self.rotations:
+            turns = int(rng.integers(4))
+            pixels, labels = np.rot90(pixels, turns, (-2, -1)), np.rot90(labels, turns)
+        return np.ascontiguousarray(pixels), np.ascontiguousarray(labels, np.int32)
+
+    def _cut(
+        self, image: np.ndarray, labels: np.ndarray, rng: np.random.Generator, name: str
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """Cut a random piece out; it is smaller than `crop_size` if the image is."""
+        for _ in range(_MOST_TRIES):
+            window = tuple(
+                slice(start, start + size)
+                for size, start in (
+                    (size, int(rng.integers(max(1, have - size + 1))))
+                    for size, have in zip(self.crop_size, labels.shape, strict=True)
+                )
+            )
+            if self.min_objects < 2 or np.unique(labels[window]).size >= self.min_objects:
+                return image[window], labels[window]
+        raise ValueError(
+            f"{name}: no crop of {self.crop_size} with {self.min_objects} different labels "
+            f"(background counted) in {_MOST_TRIES} tries. Leave this image out, or lower "
+            "`min_objects`."
+        )
+
+    def _read(self, number: int) -> tuple[np.ndarray, np.ndarray]:
+        """Return one checked sample, from memory if it is there."""
+        if number in self._cache:
+            return self._cache[number]
+        sample = self.samples[number]
+        image, labels = sample.read()
+        if labels is None:
+            raise ValueError(f"{sample.name}: training needs labels, this sample has none.")
+        if labels.dtype.kind not in "bui" or labels.min(initial=0) < 0:
+            raise ValueError(
+                f"{sample.name}: labels must be whole numbers >= 0, got {labels.dtype} "
+                f"from {labels.min()}."
+            )
+        if labels.ndim != 2 or image.shape[:2] != labels.shape:
+            raise ValueError(
+                f"{sample.name}: image {image.shape} and labels {labels.shape} must agree in y, x."
+            )
+        if image.dtype.kind == "f" and not np.isfinite(image).all():
+            raise ValueError(
+                f"{sample.name}: the image contains NaN or infinite pixels. Replace them before "
+                "training."
+            )
+        pair = image, _compact(labels)
+        size = pair[0].nbytes + pair[1].nbytes
+        if self._cached_bytes + size <= self.cache_bytes:
+            # Kept until the end: crops come in random order, so newer is not likelier.
+            self._cache[number] = pair
+            self._cached_bytes += size
+        return pair
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Leave the decoded samples behind when a worker process gets a copy."""
+        return {**self.__dict__, "_cache": {}, "_cached_bytes": 0}
+
+
+def _compact(labels: np.ndarray) -> np.ndarray:
+    """Store labels in a small dtype; numbers beyond int32 (as in CREMI) become 1, 2, ..."""
+    if labels.dtype.itemsize <= 2:
+        return labels
+    if labels.max(initial=0) > np.iinfo(np.int32).max:
+        values, inverse = np.unique(labels, return_inverse=True)
+        labels = inverse.reshape(labels.shape) + int(values[0] != 0)
+    small = np.uint16 if labels.max(initial=0) <= np.iinfo(np.uint16).max else np.int32
+    return labels.astype(small)

@@ -1,0 +1,500 @@
+"""Any folder of images, with or without a folder of labels of the same names.
+
+Reads TIFF, PNG, JPEG, BMP, HDF5, Zarr, N5 (with z5py) and NumPy files. How axes are told apart:
+
+- Axes of length 1 are dropped while more than two are left.
+- With labels, the labels decide: the one axis that the image has more than the labels is the
+  channel axis. If several fit, the axis the file declares as channels comes first, then the last
+  axis, then the first. (z, y, x) labels make one sample per slice z.
+- Without labels, only what the file declares counts: colour images and TIFF files with a channel
+  axis come back with channels last, everything else as it is stored.
+- An alpha channel is dropped if the file declares it (PNG, TIFF with extra samples). Grey images
+  stored as RGB stay RGB; `crops.to_channels` makes grey of them where a model wants it.
+"""
+
+import re
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from contextlib import closing, contextmanager
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import h5py
+import imagecodecs
+import numpy as np
+import tifffile
+import zarr
+from PIL import Image
+
+from vimunet.data import Sample
+
+_TIFF = (".tif", ".tiff")
+_PICTURE = (".png", ".jpg", ".jpeg", ".bmp")
+_HDF5 = (".h5", ".hdf", ".hdf5")
+_CONTAINER = (*_HDF5, ".zarr", ".n5")
+IMAGE_SUFFIXES = (*_TIFF, *_PICTURE, *_CONTAINER, ".npy")
+LABEL_SUFFIXES = (*_TIFF, ".png", ".bmp", *_CONTAINER, ".npy")
+_UNREADABLE = (OSError, ValueError, RuntimeError, EOFError, tifffile.TiffFileError)
+_MOST_LISTED = 20
+_MASK_HINT = (
+    "A mask has one object only: give each object its own number first, "
+    "e.g. with `skimage.measure.label(mask)`."
+)
+
+
+def read_image(path: str | Path, key: str | None = None) -> np.ndarray:
+    """Read one image.
+
+    Args:
+        path: File (or Zarr folder) to read.
+        key: Data set inside an HDF5, Zarr or N5 file; needed if there is more than one.
+
+    Returns:
+        (y, x), (y, x, c) or, for a stack, (z, y, x) or (z, y, x, c) in the dtype of the file;
+        channels last only where the file declares channels, see the module's docstring.
+
+    Raises:
+        FileNotFoundError: If `path` does not exist.
+        ValueError: If the format is unknown, or `key` is missing or wrong; the message lists
+            what exists.
+    """
+    with _open(Path(path), key) as stored:
+        image = stored.read()
+    if stored.channel_axis is not None:
+        image = np.moveaxis(image, stored.channel_axis, -1)
+    return image
+
+
+def read_labels(path: str | Path, key: str | None = None) -> np.ndarray:
+    """Read one label image.
+
+    Args:
+        path: File (or Zarr folder) to read.
+        key: Data set inside an HDF5, Zarr or N5 file; needed if there is more than one.
+
+    Returns:
+        (y, x) or (z, y, x) labels in the integer dtype of the file, 0 = background. A PNG with a
+        palette gives its indices.
+
+    Raises:
+        FileNotFoundError: If `path` does not exist.
+        ValueError: If the file holds no labels (floats, colours, a mask, negative numbers), the
+            format is unknown, or `key` is missing or wrong.
+    """
+    path = Path(path)
+    if path.suffix.lower() in (".jpg", ".jpeg"):
+        raise ValueError(f"Labels must not be JPEG, which changes numbers, got {path}.")
+    with _open(path, key, indices=True) as stored:
+        problem = _label_problem(stored)
+        if problem is not None:
+            raise ValueError(f"Labels in {path} must be whole numbers, got {problem}")
+        return _checked(stored.read(), path)
+
+
+def list_images(folder: str | Path) -> list[Path]:
+    """List the image files in a folder, in natural order (cell2 before cell10).
+
+    Hidden files, subfolders (except Zarr and N5) and other file types are left out.
+
+    Raises:
+        FileNotFoundError: If the folder does not exist or has no image in it.
+    """
+    return _list(Path(folder), IMAGE_SUFFIXES)
+
+
+def find_pairs(
+    images: str | Path,
+    labels: str | Path,
+    *,
+    image_key: str | None = None,
+    label_key: str | None = None,
+) -> list[Sample]:
+    """Pair each image of one folder with the labels of the same name in another.
+
+    The name is the file name without its extension, so `cell_01.ome.tif` goes with `cell_01.png`.
+    All files are checked before the first is used: only the headers are read.
+
+    Args:
+        images: Folder of images.
+        labels: Folder of label images.
+        image_key: Data set of the images inside HDF5, Zarr or N5 files.
+        label_key: The same for the labels. With both keys, both folders may be the same.
+
+    Returns:
+        One sample per image in natural order; one per slice, called `name_z000`, for stacks.
+
+    Raises:
+        FileNotFoundError: If a folder is missing or holds no readable file type.
+        ValueError: If names do not pair, a name occurs twice, shapes differ, or labels are not
+            whole numbers. The message lists all files concerned.
+    """
+    images, labels = Path(images), Path(labels)
+    keys_differ = image_key is not None and label_key is not None and image_key != label_key
+    image_files = _by_name(_list(images, IMAGE_SUFFIXES))
+    label_files = _by_name(_list(labels, LABEL_SUFFIXES))
+    if images.resolve() == labels.resolve() and not keys_differ:
+        raise ValueError(
+            f"`images` and `labels` must be two folders, got {images} for both. "
+            "Put the label images into a folder of their own."
+        )
+    if image_files.keys() != label_files.keys():
+        raise ValueError(
+            "Every image must have labels of the same name (without extension)."
+            + _listing(f"Images without labels in {labels}", image_files, label_files)
+            + _listing(f"Labels without an image in {images}", label_files, image_files)
+        )
+
+    samples: list[Sample] = []
+    problems: list[str] = []
+    for name, image_file in image_files.items():
+        try:
+            samples += _pair(name, image_file, label_files[name], image_key, label_key)
+        except (OSError, ValueError) as error:
+            problems.append(str(error))
+    if problems:
+        raise ValueError(
+            f"{len(problems)} of {len(image_files)} pairs cannot be used:" + _bullets(problems)
+        )
+    return samples
+
+
+def _pair(
+    name: str, image_file: Path, label_file: Path, image_key: str | None, label_key: str | None
+) -> list[Sample]:
+    """Check the headers of one pair and return its samples, one per slice."""
+    with _open(label_file, label_key, indices=True) as stored:
+        problem = _label_problem(stored)
+        shape = stored.shape
+    if problem is not None:
+        raise ValueError(f"{label_file}: labels must be whole numbers, got {problem}")
+    with _open(image_file, image_key) as stored:
+        if stored.dtype.kind not in "buif":
+            raise ValueError(f"{image_file}: an image must hold numbers, got {stored.dtype}.")
+        axis = _channel_axis(stored, shape)
+        if axis is None and stored.shape != shape:
+            raise ValueError(
+                f"{image_file}: shape {stored.shape} does not fit the labels "
+                f"{shape} of {label_file}."
+            )
+    read = partial(_read_pair, image_file, label_file, image_key, label_key, axis)
+    if len(shape) == 2:
+        return [Sample(name, partial(read, None))]
+    return [Sample(f"{name}_z{z:03d}", partial(read, z)) for z in range(shape[0])]
+
+
+def _read_pair(
+    image_file: Path,
+    label_file: Path,
+    image_key: str | None,
+    label_key: str | None,
+    channel_axis: int | None,
+    z: int | None,
+) -> tuple[np.ndarray, np.ndarray]:
+    with _open(image_file, image_key) as stored:
+        z_axis = 1 if channel_axis == 0 else 0
+        image = stored.read(z, z_axis)
+    if channel_axis is not None:
+        image = np.moveaxis(image, channel_axis - (z is not None and channel_axis > z_axis), -1)
+    with _open(label_file, label_key, indices=True) as stored:
+        return image, _checked(stored.read(z), label_file)
+
+
+@dataclass(frozen=True)
+class _Stored:
+    """An open file, described before its pixels are read; axes of length 1 are left out."""
+
+    array: Any  # has shape, dtype and slicing: an HDF5 or Zarr data set, a memory map, a file
+    declared: int | None = None  # the axis of `array` that the file declares as channels
+    alpha: bool = False  # if the file declares that the last channel is alpha
+
+    @property
+    def dtype(self) -> np.dtype:
+        return np.dtype(self.array.dtype)
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        sizes = self._sizes()
+        return tuple(sizes[axis] for axis in _kept(sizes))
+
+    @property
+    def channel_axis(self) -> int | None:
+        kept = _kept(self._sizes())
+        return kept.index(self.declared) if self.declared in kept else None
+
+    def read(self, index: int | None = None, axis: int = 0) -> np.ndarray:
+        """Read everything, or the slice `index` along the kept axis `axis`."""
+        sizes = self._sizes()
+        kept = _kept(sizes)
+        slices = [slice(size) if place in kept else 0 for place, size in enumerate(sizes)]
+        if index is not None:
+            slices[kept[axis]] = index
+        array = self.array[tuple(slices)]
+        array = np.array(array) if isinstance(array, np.memmap) else np.asarray(array)
+        return array.astype(array.dtype.newbyteorder("="), copy=False)
+
+    def _sizes(self) -> list[int]:
+        sizes = list(self.array.shape)
+        if self.alpha and self.declared is not None:
+            sizes[self.declared] -= 1
+        return sizes
+
+
+def _kept(shape: Sequence[int]) -> list[int]:
+    """Axes that remain after those of length 1 are dropped, front first, down to two."""
+    kept = list(range(len(shape)))
+    for axis in range(len(shape)):
+        if shape[axis] == 1 and len(kept) > 2:
+            kept.remove(axis)
+    return kept
+
+
+def _channel_axis(stored: _Stored, labels_shape: tuple[int, ...]) -> int | None:
+    """Return the axis that the image has more than the labels, None if there is none."""
+    shape = stored.shape
+    if len(shape) != len(labels_shape) + 1:
+        return None
+    last, middle = len(shape) - 1, range(1, len(shape) - 1)
+    declared = () if stored.channel_axis is None else (stored.channel_axis,)
+    for axis in (*declared, last, 0, *middle):
+        if shape[:axis] + shape[axis + 1 :] == labels_shape:
+            return axis
+    return None
+
+
+def _label_problem(stored: _Stored) -> str | None:
+    """Say what the header of a label file tells against it, None if nothing does."""
+    if stored.dtype.kind == "b":
+        return f"a mask of true and false. {_MASK_HINT}"
+    if stored.dtype.kind not in "ui":
+        return f"{stored.dtype}. Save labels as 16 or 32 bit integers."
+    if len(stored.shape) in (3, 4) and stored.shape[-1] in (3, 4):
+        return (
+            f"colours of shape {stored.shape}. Colours do not tell which object is which number: "
+            "save the label image itself, one channel, not its coloured view."
+        )
+    if len(stored.shape) not in (2, 3):
+        return f"shape {stored.shape}. Labels have axes (y, x), or (z, y, x) for a stack."
+    return None
+
+
+def _checked(labels: np.ndarray, path: Path) -> np.ndarray:
+    """Return the labels if their values can be labels."""
+    if labels.size and labels.dtype.kind == "i" and labels.min() < 0:
+        raise ValueError(
+            f"Labels in {path} must not be negative, got {labels.min()}. "
+            "Set pixels without an object to 0."
+        )
+    if labels.size and labels.dtype == np.uint8 and labels.max() == 255:
+        between = (labels > 0) & (labels < 255)
+        if not between.any():
+            raise ValueError(
+                f"Labels in {path} must number the objects, got only 0 and 255. {_MASK_HINT}"
+            )
+    return labels
+
+
+@contextmanager
+def _open(path: Path, key: str | None, *, indices: bool = False) -> Iterator[_Stored]:
+    """Open a file of any known format; `indices` keeps palette indices instead of colours."""
+    suffix = path.suffix.lower()
+    if suffix not in IMAGE_SUFFIXES:
+        known = ", ".join(IMAGE_SUFFIXES)
+        raise ValueError(f"Unknown file type '{path.suffix}' of {path}. Known: {known}.")
+    if not path.exists():
+        raise FileNotFoundError(f"No such file: {path}.")
+    if key is not None and suffix not in _CONTAINER:
+        raise ValueError(
+            f"`key` is for HDF5, Zarr and N5 files, got {key!r} with {path}. Leave it out."
+        )
+    try:
+        if suffix in _TIFF:
+            with tifffile.TiffFile(path) as file:
+                yield _open_tiff(file, path, indices)
+        elif suffix in _PICTURE:
+            yield _open_picture(path, indices)
+        elif suffix in _HDF5:
+            with h5py.File(path, "r") as file:
+                yield _Stored(_select(path, key, _hdf5_arrays(file)))
+        elif suffix == ".zarr":
+            root = zarr.open(str(path), mode="r")
+            if isinstance(root, zarr.Array):
+                yield _Stored(root)
+            else:
+                members = root.members(max_depth=None)
+                arrays = {name: item for name, item in members if isinstance(item, zarr.Array)}
+                yield _Stored(_select(path, key, arrays))
+        elif suffix == ".n5":
+            with closing(_open_n5(path)) as file:
+                yield _Stored(_select(path, key, _n5_arrays(file)))
+        else:
+            array = np.load(path, mmap_mode="r")
+            yield _Stored(array)
+    except _UNREADABLE as error:
+        if str(path) in str(error):
+            raise
+        raise ValueError(f"Cannot read {path} ({error}).") from error
+
+
+class _TiffSeries:
+    """The first series of a TIFF file as something that can be sliced page by page."""
+
+    def __init__(self, series: tifffile.TiffPageSeries):
+        self.series, self.shape, self.dtype = series, series.shape, series.dtype
+
+    def __getitem__(self, index: tuple[int | slice, ...]) -> np.ndarray:
+        first, *rest = index
+        one_page_per_slice = self.shape == (len(self.series), *self.series.keyframe.shape)
+        page = self.series[first] if one_page_per_slice and isinstance(first, int) else None
+        return self.series.asarray()[index] if page is None else page.asarray()[tuple(rest)]
+
+
+def _open_tiff(file: tifffile.TiffFile, path: Path, as_labels: bool) -> _Stored:
+    if not file.series:
+        raise ValueError(f"{path}: the TIFF file has no image in it.")
+    series = file.series[0]
+    axes = series.axes
+    declared = next((axes.index(letter) for letter in "SC" if letter in axes), None)
+    extra = series.keyframe.extrasamples  # 1 and 2: alpha; 0: just another channel
+    # tifffile writes stacks of 3 or 4 slices as "SYX" by default: colours come last, or not at all
+    alpha = axes.endswith("S") and bool(extra) and extra[-1] in (1, 2) and not as_labels
+    return _Stored(_TiffSeries(series), declared, alpha)
+
+
+class _Picture:
+    """A PNG, JPEG or BMP file that is decoded when it is sliced."""
+
+    def __init__(self, path: Path, shape: tuple[int, ...], dtype: np.dtype, convert: str | None):
+        self.path, self.shape, self.dtype, self.convert = path, shape, dtype, convert
+
+    def __getitem__(self, index: tuple[int | slice, ...]) -> np.ndarray:
+        if self.dtype == np.uint16:  # Pillow reads colours with 8 bit only
+            return imagecodecs.png_decode(self.path.read_bytes())[index]
+        with Image.open(self.path) as picture:
+            return np.array(picture.convert(self.convert) if self.convert else picture)[index]
+
+
+def _open_picture(path: Path, indices: bool) -> _Stored:
+    with Image.open(path) as picture:
+        mode, (width, height) = picture.mode, picture.size
+        transparent = "transparency" in picture.info
+    with path.open("rb") as file:
+        header = file.read(26)
+    dtype, convert = np.dtype({"1": "bool", "F": "float32"}.get(mode, "uint8")), None
+    if path.suffix.lower() == ".png" and header[24] == 16:  # bits, then the kind of colour
+        mode = {0: "L", 2: "RGB", 4: "LA", 6: "RGBA"}[header[25]]
+        dtype = np.dtype("uint16")
+    elif mode == "P" and not indices:
+        convert = mode = "RGBA" if transparent else "RGB"
+    elif mode in ("CMYK", "YCbCr", "PA"):
+        convert = mode = "RGB"
+    channels = {"LA": 2, "RGB": 3, "RGBA": 4}.get(mode, 1)
+    shape = (height, width) if channels == 1 else (height, width, channels)
+    return _Stored(
+        _Picture(path, shape, dtype, convert),
+        declared=None if channels == 1 else 2,
+        alpha=mode in ("LA", "RGBA"),
+    )
+
+
+def _hdf5_arrays(file: h5py.File) -> dict[str, h5py.Dataset]:
+    arrays = {}
+
+    def collect(name: str, item: h5py.HLObject) -> None:
+        if isinstance(item, h5py.Dataset):
+            arrays[name] = item
+
+    file.visititems(collect)
+    return arrays
+
+
+def _open_n5(path: Path) -> Any:
+    try:
+        import z5py
+    except ImportError as error:
+        raise ImportError(
+            f"Reading N5 files such as {path} needs z5py. Install it with "
+            "`pip install 'vimunet[n5]'`, or convert the file to Zarr."
+        ) from error
+    return z5py.File(str(path), mode="r")
+
+
+def _n5_arrays(group: Any, prefix: str = "") -> dict[str, Any]:
+    arrays = {}
+    for name, item in group.items():
+        if hasattr(item, "shape"):
+            arrays[prefix + name] = item
+        else:
+            arrays.update(_n5_arrays(item, f"{prefix}{name}/"))
+    return arrays
+
+
+def _select(path: Path, key: str | None, arrays: dict[str, Any]) -> Any:
+    """Return the data set called `key`, or the only one."""
+    if key is not None and key.strip("/") in arrays:
+        return arrays[key.strip("/")]
+    if key is None and len(arrays) == 1:
+        return next(iter(arrays.values()))
+    known = ", ".join(f"{name} {tuple(item.shape)}" for name, item in sorted(arrays.items()))
+    wrong = "a key is needed" if key is None else f"no data set {key!r}"
+    raise ValueError(f"{path}: {wrong}. Data sets in this file: {known or 'none'}.")
+
+
+def _list(folder: Path, suffixes: tuple[str, ...]) -> list[Path]:
+    if not folder.is_dir():
+        raise FileNotFoundError(f"No such folder: {folder}.")
+    files = [
+        file
+        for file in folder.iterdir()
+        if file.suffix.lower() in suffixes
+        and not file.name.startswith(".")
+        and file.is_dir() == (file.suffix.lower() in (".zarr", ".n5"))
+    ]
+    if not files:
+        raise FileNotFoundError(f"No files of type {', '.join(suffixes)} in {folder}.")
+    return sorted(files, key=lambda file: natural_key(file.name))
+
+
+def natural_key(name: str) -> list[tuple[int, str]]:
+    """Sort key that puts cell2 before cell10.
+
+    Examples:
+        >>> sorted(["cell10", "cell2"], key=natural_key)
+        ['cell2', 'cell10']
+    """
+    parts = re.split(r"(\d+)", name.lower())
+    return [(int(part), "") if part.isdigit() else (-1, part) for part in parts]
+
+
+def stem(path: str | Path) -> str:
+    """Return the file name without its extension, the name that images and labels share.
+
+    Examples:
+        >>> stem("run.2/cell_01.ome.tif"), stem("iso.2780.png")
+        ('cell_01', 'iso.2780')
+    """
+    name = Path(path).stem
+    return name[:-4] if name.lower().endswith(".ome") else name
+
+
+def _by_name(files: list[Path]) -> dict[str, Path]:
+    names = Counter(stem(file) for file in files)
+    doubles = [file.name for file in files if names[stem(file)] > 1]
+    if doubles:
+        raise ValueError(
+            f"Names in {files[0].parent} must be unique without their extension, got:"
+            + _bullets(doubles)
+        )
+    return {stem(file): file for file in files}
+
+
+def _listing(title: str, names: dict[str, Path], others: dict[str, Path]) -> str:
+    missing = [file.name for name, file in names.items() if name not in others]
+    return f"\n{title}:{_bullets(missing)}" if missing else ""
+
+
+def _bullets(lines: list[str]) -> str:
+    more = len(lines) - _MOST_LISTED
+    shown = "".join(f"\n  {line}" for line in lines[:_MOST_LISTED])
+    return shown + (f"\n  ... and {more} more" if more > 0 else "")
