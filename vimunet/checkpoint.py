@@ -1,0 +1,183 @@
+"""The model file: weights and everything needed to use them, in one safetensors file.
+
+The weights are plain tensors; network, representation (with its thresholds), normalisation and
+origin are JSON text in the header of the same file. Nothing is ever unpickled. Checkpoints of
+other tools are read in `vimunet.bridges`; the state of a running training is kept by
+`vimunet.training`.
+"""
+
+import json
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+from vimunet.models import build_model
+from vimunet.representation import Boundaries, Distances, representation_from_config
+
+FORMAT = "vimunet 1"
+_ENTRIES = ("format", "model", "model_args", "representation", "normalization", "info")
+
+
+@dataclass(frozen=True)
+class TrainedModel:
+    """A network and what is needed to use it: the one thing that `predict` and `segment` take.
+
+    Attributes:
+        network: Maps (b, c, y, x) to (b, m, y, x) logits.
+        representation: What its maps mean and how they are read, with thresholds.
+        normalization: How images are prepared: "image" = zero mean and unit spread per image.
+        info: Where the model comes from (training data, licence, config, iteration, commit, ...).
+    """
+
+    network: nn.Module
+    representation: Boundaries | Distances
+    normalization: str = "image"
+    info: dict[str, Any] = field(default_factory=dict)
+
+
+def save_model(path: str | Path, model: TrainedModel) -> None:
+    """Write a model file, completely or not at all.
+
+    Tensors are stored in the type they have: the file of `network.half()` is half as large.
+
+    Args:
+        path: File to write, ending in `.safetensors`. An existing file is replaced.
+        model: What to write. Its network comes from `build_model` or from `load_model`.
+
+    Raises:
+        ValueError: If the file name does not end in `.safetensors`, the network does not know
+            how it was built, or `info` is not made of JSON values.
+    """
+    path = Path(path)
+    if path.suffix != ".safetensors":
+        raise ValueError(f"`path` must end in .safetensors, got {path}.")
+    config = getattr(model.network, "config", None)
+    if config is None:
+        raise ValueError(
+            f"`model.network` must know how it was built, got a {type(model.network).__name__} "
+            "without `config`. Make it with `build_model`."
+        )
+    entries = {
+        "format": FORMAT,
+        **config,
+        "representation": model.representation.config(),
+        "normalization": model.normalization,
+        "info": model.info,
+    }
+    try:
+        header = {name: json.dumps(value) for name, value in entries.items()}
+    except TypeError as error:
+        raise ValueError(f"`model.info` must be made of JSON values: {error}.") from error
+    # A fresh copy of each tensor: the format knows neither shared memory nor other layouts.
+    tensors = {
+        name: tensor.detach().cpu().clone(memory_format=torch.contiguous_format)
+        for name, tensor in model.network.state_dict().items()
+    }
+    with replacing(path) as temporary:
+        save_file(tensors, temporary, metadata=header)
+
+
+def load_model(path: str | Path) -> TrainedModel:
+    """Read a model file. Nothing in it is executed.
+
+    Args:
+        path: File written by `save_model`.
+
+    Returns:
+        The model, on the CPU, in eval mode and in float32 (weights stored in half precision are
+        widened).
+
+    Raises:
+        FileNotFoundError: If there is no such file. The message lists the model files beside it.
+        ValueError: If the file is not a model file, or its tensors are not exactly those of the
+            network it names.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise FileNotFoundError(f"No model file {path}. {_beside(path)}")
+    header, tensors = _read(path)
+    missing = [name for name in _ENTRIES if name not in header]
+    if missing:
+        raise ValueError(
+            f"{path} must be a vimunet model file, but its header lacks {', '.join(missing)}. "
+            f"It has: {', '.join(sorted(header)) or 'nothing'}."
+        )
+    try:
+        entries = {name: json.loads(header[name]) for name in _ENTRIES}
+    except json.JSONDecodeError as error:
+        raise ValueError(f"{path} has a damaged header: {error}.") from error
+    if entries["format"] != FORMAT:
+        raise ValueError(
+            f"{path} must have format {FORMAT!r}, got {entries['format']!r}. "
+            "Update vimunet, or save the model again."
+        )
+    try:
+        network = build_model(entries["model"], **entries["model_args"])
+        representation = representation_from_config(entries["representation"])
+    except (ValueError, TypeError) as error:
+        raise ValueError(f"{path} describes a model that cannot be built: {error}") from error
+    _check_tensors(path, network.state_dict(), tensors)
+    network.load_state_dict(tensors)
+    return TrainedModel(network.eval(), representation, entries["normalization"], entries["info"])
+
+
+@contextmanager
+def replacing(path: Path) -> Iterator[Path]:
+    """Give a temporary file to write, and put it in the place of `path` once it is complete.
+
+    The folder is made if need be. If writing fails, `path` stays as it was.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        temporary.touch()
+        permissions = temporary.stat().st_mode
+        yield temporary
+        temporary.chmod(permissions)  # safetensors lets only the owner read what it writes
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def _read(path: Path) -> tuple[dict[str, str], dict[str, Tensor]]:
+    try:
+        with safe_open(path, framework="pt") as file:
+            return file.metadata() or {}, {
+                name: file.get_tensor(name) for name in sorted(file.keys())
+            }
+    except SafetensorError as error:
+        raise ValueError(
+            f"{path} must be a safetensors file: {error}. Checkpoints of torch-em are converted "
+            "with `vimunet convert`."
+        ) from error
+
+
+def _beside(path: Path) -> str:
+    if not path.parent.is_dir():
+        return f"There is no folder {path.parent} either."
+    names = sorted(file.name for file in path.parent.glob("*.safetensors"))
+    return f"Model files in {path.parent}: {', '.join(names) or 'none'}."
+
+
+def _check_tensors(path: Path, wanted: dict[str, Tensor], found: dict[str, Tensor]) -> None:
+    """Raise if names or shapes differ."""
+    problems = [f"{name} is missing" for name in sorted(wanted.keys() - found.keys())]
+    problems += [f"{name} is not part of it" for name in sorted(found.keys() - wanted.keys())]
+    problems += [
+        f"{name} has shape {tuple(found[name].shape)} instead of {tuple(wanted[name].shape)}"
+        for name in sorted(wanted.keys() & found.keys())
+        if wanted[name].shape != found[name].shape
+    ]
+    if problems:
+        more = f", and {len(problems) - 8} more" if len(problems) > 8 else ""
+        raise ValueError(
+            f"Tensors of {path} must be those of its network: {', '.join(problems[:8])}{more}."
+        )

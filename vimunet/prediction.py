@@ -1,0 +1,401 @@
+"""From an image to maps (`predict`) and to labels (`segment`), in tiles if the image is large.
+
+An image is standardised as a whole, cut into overlapping windows of one size, and every window
+is predicted on its own. Each pixel of the maps comes from one window, the one in which it lies
+away from the border; nothing is blended. Images may be arrays or lazily indexed (Zarr, HDF5,
+Dask): they are read window by window, so that beyond the maps themselves the memory does not
+grow with the image.
+
+This module knows nothing about files, nor about what the channels of a network mean.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import numpy as np
+import torch
+from torch import nn
+
+from vimunet.data.crops import to_channels
+
+if TYPE_CHECKING:
+    from vimunet.checkpoint import TrainedModel
+
+WHOLE_IMAGE_PIXELS = 1024**2
+"""Images up to this size, in pixels, are predicted in one piece unless `tile_size` is given."""
+
+DEFAULT_TILE_SIZE = 512
+PRECISIONS = {
+    "float32": torch.float32,
+    "bfloat16": torch.bfloat16,
+    "float16": torch.float16,
+}
+
+_READ_SIZE = 1024
+"""Side in pixels of the blocks in which the mean and spread of an image are computed."""
+
+Box = tuple[slice, slice]
+
+
+class Tile(NamedTuple):
+    """One piece of an image: what the network sees, and what is kept of it, as (y, x) slices.
+
+    `window` may reach past the lower and right end of the image; the part beyond is reflected.
+    """
+
+    window: Box
+    inner: Box
+
+
+def tile_slices(
+    shape: tuple[int, int], tile_size: int, halo: int = 64, stride: int = 1
+) -> list[Tile]:
+    """Cut an image of `shape` (y, x) into tiles, each with a halo of context.
+
+    All windows have one size, at most `tile_size` + 2 * `halo` per axis, and start at a multiple
+    of `stride`. Windows stay inside the image (padded to a multiple of `stride`): where the
+    image ends, the network meets its border just as it does in an image predicted whole.
+    Everywhere else a kept pixel has at least `halo` pixels of context on each side. An axis
+    that fits into one window is not cut at all.
+
+    Args:
+        shape: Height and width of the image in pixels.
+        tile_size: Side of the inner region in pixels, without the halo. Rounded down to a
+            multiple of `stride`.
+        halo: Context on each side in pixels. Rounded up to a multiple of `stride`.
+        stride: The network accepts sizes that are multiples of it.
+
+    Returns:
+        The tiles, row by row. Their inner regions cover each pixel exactly once.
+
+    Raises:
+        ValueError: If the shape or the tile size is too small, or the halo is negative.
+
+    Examples:
+        >>> for window, inner in tile_slices((100, 20), tile_size=32, halo=8, stride=4):
+        ...     print(window[0], inner[0])
+        slice(0, 44, None) slice(0, 36, None)
+        slice(28, 72, None) slice(36, 64, None)
+        slice(56, 100, None) slice(64, 100, None)
+    """
+    if min(shape) < 1:
+        raise ValueError(f"Image must have at least one pixel, got shape {tuple(shape)}.")
+    if tile_size < stride:
+        raise ValueError(
+            f"`tile_size` must be at least {stride}, the stride of the network, got {tile_size}."
+        )
+    if halo < 0:
+        raise ValueError(f"`halo` must not be negative, got {halo}.")
+    rows, columns = (_axis_tiles(length, tile_size, halo, stride) for length in shape)
+    return [
+        Tile((window_y, window_x), (inner_y, inner_x))
+        for window_y, inner_y in rows
+        for window_x, inner_x in columns
+    ]
+
+
+def _axis_tiles(length: int, tile_size: int, halo: int, stride: int) -> list[Box]:
+    """Cut one axis: (window, inner) slices for each tile."""
+    tile_size = tile_size // stride * stride
+    halo = _round_up(halo, stride)
+    padded = _round_up(length, stride)
+    count = max(1, -(-(padded - 2 * halo) // tile_size))
+    window = _round_up(-(-(padded + (count - 1) * 2 * halo) // count), stride)
+    starts = [min(i * (window - 2 * halo), padded - window) for i in range(count)]
+    cuts = [0, *(start + halo for start in starts[1:]), length]
+    return [
+        (slice(start, start + window), slice(cuts[i], cuts[i + 1]))
+        for i, start in enumerate(starts)
+    ]
+
+
+def normalize(image: Any, in_channels: int | None = None) -> np.ndarray:
+    """Standardise an image: subtract its mean, divide by its spread.
+
+    Args:
+        image: (y, x) or (y, x, c) array of any integer, boolean or float type.
+        in_channels: Number of channels wanted; None keeps those of the image.
+
+    Returns:
+        (c, y, x) float32 with zero mean and unit spread over all channels together, as
+        `data.crops.RandomCrops` does it in training. A constant image becomes zeros.
+
+    Raises:
+        ValueError: If the image is empty, contains NaN or infinity, or has the wrong shape.
+        TypeError: If the pixels are not real numbers.
+
+    Source:
+        Archit & Pape 2024, https://arxiv.org/abs/2404.07705, standardise with
+        (x - mean) / (std + 1e-7), as done here.
+    """
+    pixels = _Pixels(image, in_channels)
+    height, width = pixels.shape
+    return pixels.read((slice(0, height), slice(0, width)))
+
+
+class _Pixels:
+    """An image that is read in pieces: as channels, standardised, reflected past its end."""
+
+    def __init__(self, image: Any, in_channels: int | None):
+        if not hasattr(image, "shape") or not hasattr(image, "dtype"):
+            image = np.asarray(image)
+        if len(image.shape) not in (2, 3) or 0 in image.shape:
+            raise ValueError(
+                f"Image must have shape (y, x) or (y, x, c) and at least one pixel, got "
+                f"{tuple(image.shape)}. Pass a stack slice by slice."
+            )
+        if np.dtype(image.dtype).kind not in "buif":
+            raise TypeError(f"Image must hold real numbers, got dtype {image.dtype}.")
+        self.image = image
+        self.shape: tuple[int, int] = (image.shape[0], image.shape[1])
+        if in_channels is None:
+            in_channels = 1 if len(image.shape) == 2 else image.shape[2]
+        self.in_channels = in_channels
+        self.mean, self.spread = self._statistics()
+
+    def _channels(self, box: Box) -> np.ndarray:
+        return to_channels(np.asarray(self.image[box]), self.in_channels)
+
+    def _statistics(self) -> tuple[float, float]:
+        """Mean and spread over all channels, block by block.
+
+        Sums are taken relative to the first pixel: exact for a constant image, and no
+        cancellation for an image with a large offset.
+        """
+        height, width = self.shape
+        origin = float(self._channels((slice(0, 1), slice(0, 1))).flat[0])
+        total = squares = 0.0
+        for y in range(0, height, _READ_SIZE):
+            for x in range(0, width, _READ_SIZE):
+                box = (
+                    slice(y, min(y + _READ_SIZE, height)),
+                    slice(x, min(x + _READ_SIZE, width)),
+                )
+                shifted = self._channels(box).astype(np.float64) - origin
+                total += float(shifted.sum())
+                squares += float(np.square(shifted).sum())
+        if not np.isfinite(total):
+            raise ValueError(
+                "Image contains NaN or infinity. Replace missing pixels before segmenting."
+            )
+        count = height * width * self.in_channels
+        offset = total / count
+        return origin + offset, max(squares / count - offset**2, 0.0) ** 0.5
+
+    def read(self, box: Box) -> np.ndarray:
+        """(c, y, x) float32, standardised; `box` may reach past the end of the image."""
+        inside, rows_columns = [], []
+        for part, length in zip(box, self.shape, strict=True):
+            index = _reflect(np.arange(part.start, part.stop), length)
+            first, last = int(index.min()), int(index.max())
+            inside.append(slice(first, last + 1))
+            rows_columns.append(index - first)
+        channels = self._channels((inside[0], inside[1]))
+        standardised = ((channels - self.mean) / (self.spread + 1e-7)).astype(np.float32)
+        rows, columns = rows_columns
+        if standardised.shape[1:] == (len(rows), len(columns)):
+            return standardised
+        return standardised[:, rows[:, None], columns[None, :]]
+
+
+def predict(
+    image: Any,
+    model: TrainedModel,
+    *,
+    tile_size: int | None = None,
+    halo: int = 64,
+    batch_size: int = 1,
+    device: str | torch.device = "auto",
+    precision: str = "auto",
+    progress: Callable[[int, int], None] | None = None,
+) -> np.ndarray:
+    """Predict the maps of an image.
+
+    Args:
+        image: (y, x) or (y, x, c) of any size and any real type: an array, or anything that is
+            indexed like one (Zarr, HDF5, Dask), which is then read piece by piece.
+        model: Network, representation and normalisation, from `load_model`. The network is used
+            in eval mode; it is given back in the mode and on the device in which it came.
+        tile_size: Side of a tile in pixels, without the halo. None: images of up to 1024 x 1024
+            pixels in one piece, larger ones in tiles of 512, or of the largest size that the
+            network takes. An image that fits into one tile with its halo is not cut, and then
+            the result does not depend on this choice.
+        halo: Context around each tile in pixels, predicted and thrown away.
+        batch_size: Tiles predicted together. 1 is the fastest choice on most CPUs, where tiles
+            fight for the cache; on a GPU more may be faster.
+        device: "auto" is the network's own device if that is an accelerator, otherwise CUDA,
+            MPS or CPU, whichever is there first. Move the network yourself before many calls:
+            otherwise it travels with each.
+        precision: "float32", "bfloat16", "float16", or "auto": bfloat16 on a CUDA device that
+            has it, float32 elsewhere.
+        progress: Called as progress(done, total) after each batch, in tiles.
+
+    Returns:
+        (m, y, x) float32 maps in [0, 1], in the order of `model.representation.channels`.
+
+    Raises:
+        ValueError: If the image is empty, has NaN or the wrong number of channels, if the tile
+            is too small or too large for the network, or the output is not finite.
+        TypeError: If the pixels are not real numbers.
+
+    Source:
+        Tiles follow torch-em's `predict_with_halo`, with three deviations: the whole image is
+        standardised instead of each tile; the windows of border tiles are moved into the image
+        instead of being filled with reflected pixels, so that a tiled image and a whole one
+        agree at the border too; and tiles are made equal, so that fewer are needed.
+    """
+    network: Any = model.network  # Any: its attributes are named in `vimunet.models`
+    if model.normalization != "image":
+        raise ValueError(f"Unknown normalization {model.normalization!r}. Known: image.")
+    if batch_size < 1:
+        raise ValueError(f"`batch_size` must be at least 1, got {batch_size}.")
+    run_device = _choose_device(device, network)
+    dtype = _choose_precision(precision, run_device)
+    pixels = _Pixels(image, network.in_channels)
+    tile_size = _choose_tile_size(pixels.shape, tile_size, halo, network.stride, network.max_size)
+    tiles = tile_slices(pixels.shape, tile_size, halo, network.stride)
+
+    maps = np.empty((network.out_channels, *pixels.shape), dtype=np.float32)
+    with _borrowed(network, run_device), torch.inference_mode():
+        for start in range(0, len(tiles), batch_size):
+            batch = tiles[start : start + batch_size]
+            windows = torch.from_numpy(np.stack([pixels.read(tile.window) for tile in batch]))
+            with torch.autocast(run_device.type, dtype, enabled=dtype != torch.float32):
+                logits = network(windows.to(run_device))
+            activated = logits.float().sigmoid().cpu().numpy()
+            if not np.isfinite(activated).all():
+                raise ValueError(
+                    f"The network returned NaN in {str(dtype).removeprefix('torch.')}. "
+                    f'Try `precision="float32"`; if it stays, the weights are broken.'
+                )
+            for tile, output in zip(batch, activated, strict=True):
+                inner = tuple(
+                    slice(kept.start - seen.start, kept.stop - seen.start)
+                    for kept, seen in zip(tile.inner, tile.window, strict=True)
+                )
+                maps[(slice(None), *tile.inner)] = output[(slice(None), *inner)]
+            if progress is not None:
+                progress(start + len(batch), len(tiles))
+    return maps
+
+
+def segment(image: Any, model: TrainedModel, **options: Any) -> np.ndarray:
+    """Segment an image: predict its maps and read the labels from them.
+
+    Args:
+        image: (y, x) or (y, x, c), any size and any real type; see `predict`.
+        model: Network, representation and normalisation, from `load_model`.
+        **options: Keywords of `predict`: `tile_size`, `halo`, `batch_size`, `device`,
+            `precision`, `progress`.
+
+    Returns:
+        (y, x) int32 labels. 0 is background, objects are numbered from 1 without gaps.
+
+    Raises:
+        ValueError: See `predict`.
+        TypeError: See `predict`.
+    """
+    return model.representation.decode(predict(image, model, **options))
+
+
+def choose_device(device: str | torch.device = "auto") -> torch.device:
+    """Return `device`; for "auto" CUDA, MPS or CPU, whichever is there first.
+
+    Raises:
+        ValueError: If the device does not exist.
+    """
+    if str(device) == "auto":
+        if torch.cuda.is_available():
+            return torch.device("cuda")
+        return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
+    try:
+        chosen = torch.device(device)
+        torch.empty(1, device=chosen)
+    except (RuntimeError, AssertionError) as error:
+        reason = str(error).splitlines()[0]
+        raise ValueError(f"`device` {str(device)!r} cannot be used: {reason}") from error
+    return chosen
+
+
+def _choose_device(device: str | torch.device, network: nn.Module) -> torch.device:
+    current = _device_of(network)
+    if str(device) == "auto" and current.type != "cpu":
+        return current
+    return choose_device(device)
+
+
+def _device_of(network: nn.Module) -> torch.device:
+    parameter = next(network.parameters(), None)
+    return torch.device("cpu") if parameter is None else parameter.device
+
+
+def _choose_precision(precision: str, device: torch.device) -> torch.dtype:
+    if precision == "auto":
+        fast = device.type == "cuda" and torch.cuda.is_bf16_supported()
+        return torch.bfloat16 if fast else torch.float32
+    if precision not in PRECISIONS:
+        raise ValueError(f"Unknown precision {precision!r}. Known: auto, {', '.join(PRECISIONS)}.")
+    return PRECISIONS[precision]
+
+
+def _choose_tile_size(
+    shape: tuple[int, int], tile_size: int | None, halo: int, stride: int, largest: int | None
+) -> int:
+    """Return the side of a tile, so that no window is larger than the network takes."""
+    padded = [_round_up(length, stride) for length in shape]
+    context = 2 * _round_up(halo, stride)
+    if tile_size is None:
+        whole = padded[0] * padded[1] <= WHOLE_IMAGE_PIXELS
+        if whole and (largest is None or max(padded) <= largest):
+            return max(padded)
+        tile_size = DEFAULT_TILE_SIZE if largest is None else largest - context
+        if tile_size < stride:
+            raise ValueError(
+                f"`halo` must leave room for a tile: this network takes at most {largest} "
+                f"pixels, got a halo of {halo}."
+            )
+    window = min(tile_size // stride * stride + context, max(padded))
+    if largest is not None and window > largest:
+        raise ValueError(
+            f"`tile_size` + 2 * `halo` must be at most {largest} for this network, got "
+            f"{tile_size} + 2 * {halo}. Leave `tile_size` out to have it chosen."
+        )
+    return tile_size
+
+
+@contextmanager
+def _borrowed(network: nn.Module, device: torch.device) -> Iterator[None]:
+    """Put the network on `device` and in eval mode, and everything back afterwards."""
+    home = _device_of(network)
+    modes = [(module, module.training) for module in network.modules()]
+    try:
+        network.eval()
+        if home != device:
+            network.to(device)
+        yield
+    finally:
+        if home != device:
+            network.to(home)
+        for module, training in modes:
+            module.training = training
+
+
+def _round_up(length: int, multiple: int) -> int:
+    return -(-length // multiple) * multiple
+
+
+def _reflect(index: np.ndarray, length: int) -> np.ndarray:
+    """Map positions past the end of an axis back into it, to and fro if need be.
+
+    Examples:
+        >>> _reflect(np.arange(7), 3)
+        array([0, 1, 2, 1, 0, 1, 2])
+        >>> _reflect(np.arange(4), 1)
+        array([0, 0, 0, 0])
+    """
+    period = max(2 * (length - 1), 1)
+    index = index % period
+    return np.minimum(index, period - index) if length > 1 else np.zeros_like(index)

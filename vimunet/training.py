@@ -1,0 +1,426 @@
+"""Training: from samples to a model file, in one loop.
+
+`train` is the whole loop. What it writes is in `vimunet.training_files`, what it minimises in
+`vimunet.losses`, what it reads in `vimunet.data`. One process or several (started with
+`torchrun`) run the same code; lightning-fabric puts the network on its device and averages the
+gradients.
+
+Training is reproducible: iteration t of process r uses crops (t * processes + r) * batch_size,
+..., and draws its random numbers from (seed, t, r). A continued run therefore computes what an
+uninterrupted one would have: the same numbers on a CPU, up to the order of sums on a GPU.
+"""
+
+import logging
+import math
+import os
+import signal
+import threading
+import time
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from types import FrameType
+from typing import Any, Literal, cast
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.optim.lr_scheduler import ReduceLROnPlateau
+from torch.utils.data import DataLoader
+
+from vimunet import __version__
+from vimunet.checkpoint import TrainedModel
+from vimunet.data import Sample
+from vimunet.data.crops import RandomCrops
+from vimunet.losses import loss_for
+from vimunet.representation import Boundaries, Distances
+from vimunet.training_files import RunFolder, code_commit, describe_run
+from vimunet.validation import Score, Validation
+
+try:
+    from lightning_fabric import Fabric
+except ImportError as error:
+    raise ImportError("Training needs more packages: pip install 'vimunet[train]'") from error
+
+_FABRIC_PRECISIONS: dict[str, Literal["32-true", "bf16-mixed"]] = {
+    "float32": "32-true",
+    "bf16": "bf16-mixed",
+}
+_PREDICTION_PRECISIONS = {"float32": "float32", "bf16": "bfloat16"}
+
+_NOT_IN_MODEL_FILE = ("output", "resume", "workers", "device")
+
+_logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class TrainConfig:
+    """Settings of a training. The defaults are the paper's recipe.
+
+    Attributes:
+        output: Folder of the run, see `vimunet.training_files`. New or empty, unless `resume`.
+        iterations: Number of steps of the optimizer.
+        max_minutes: Stop after this time, validation and earlier parts of the run included.
+        crop_size: Side of the training crops in pixels.
+        batch_size: Crops per iteration and process.
+        lr: Learning rate of Adam.
+        precision: "float32" or "bf16" (automatic mixed precision).
+        seed: Decides crops and dropped paths. (The weights are those that `network` has.)
+        resume: Continue the run in `output`.
+        validation_interval: Iterations between two validations.
+        val_crops: Number of fixed crops for the validation loss.
+        val_images: Most whole validation images to segment and score; 0 for none.
+        rotations: Also rotate the crops by multiples of 90 degrees; flips are always on.
+        min_objects: Fewest different labels in a training crop, see `RandomCrops`.
+        lr_factor: The learning rate is multiplied by this ...
+        lr_patience: ... after more than this many validations without a lower validation loss.
+        workers: Processes that prepare crops; None chooses, 0 prepares them in this process.
+        device: "auto", "cpu", "cuda" or "mps".
+        training_data: What the network is trained on, in words, for the model file.
+        licence: Licence of the resulting model, for the model file.
+
+    Source:
+        Archit & Pape 2024, "ViM-UNet", https://arxiv.org/abs/2404.07705, trained with torch-em.
+        Deviations: the validation crops are fixed instead of drawn anew each time, and the best
+        model is the one with the best mSA on whole images where there are some.
+    """
+
+    output: str | Path
+    iterations: int = 100_000
+    max_minutes: float | None = None
+    crop_size: int = 512
+    batch_size: int = 2
+    lr: float = 1e-4
+    precision: str = "float32"
+    seed: int = 0
+    resume: bool = False
+    validation_interval: int = 1000
+    val_crops: int = 32
+    val_images: int = 8
+    rotations: bool = False
+    min_objects: int = 0
+    lr_factor: float = 0.9
+    lr_patience: int = 10
+    workers: int | None = None
+    device: str = "auto"
+    training_data: str = ""
+    licence: str = ""
+
+    def __post_init__(self) -> None:
+        for name in ("iterations", "crop_size", "batch_size", "validation_interval", "val_crops"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"`{name}` must be at least 1, got {getattr(self, name)}.")
+        for name in ("val_images", "seed", "min_objects", "lr_patience", "workers"):
+            if (getattr(self, name) or 0) < 0:
+                raise ValueError(f"`{name}` must not be negative, got {getattr(self, name)}.")
+        if not 0 < self.lr < math.inf:
+            raise ValueError(f"`lr` must be positive, got {self.lr}.")
+        if not 0 < self.lr_factor < 1:
+            raise ValueError(f"`lr_factor` must lie between 0 and 1, got {self.lr_factor}.")
+        if self.max_minutes is not None and not self.max_minutes > 0:
+            raise ValueError(f"`max_minutes` must be positive, got {self.max_minutes}.")
+        if self.precision not in _FABRIC_PRECISIONS:
+            known = ", ".join(_FABRIC_PRECISIONS)
+            raise ValueError(f"Unknown precision {self.precision!r}. Known: {known}.")
+
+
+def train(
+    network: nn.Module,
+    representation: Boundaries | Distances,
+    train_samples: Sequence[Sample],
+    val_samples: Sequence[Sample],
+    config: TrainConfig,
+) -> Path:
+    """Train a network.
+
+    SIGINT (Ctrl-C) and SIGTERM end the training after the current iteration: the state is saved,
+    and only then the signal takes its usual effect.
+
+    Args:
+        network: From `build_model`, with one output channel for each map. Trained in place.
+        representation: What the network learns to predict.
+        train_samples: Images with labels to learn from.
+        val_samples: Images with labels that decide which model is the best.
+        config: Settings.
+
+    Returns:
+        Path of the best model. "Best" is the highest mSA on whole validation images, with the
+        thresholds of `representation`; between equal ones, or without images, the lowest
+        validation loss. Should no validation have given a finite score, the newest model.
+
+    Raises:
+        ValueError: If network, maps, crops and samples do not fit together, `output` is not
+            empty, or a run is continued with other settings.
+        FileNotFoundError: If there is no run to resume.
+        FloatingPointError: If loss or gradient is not finite. The state before that step and the
+            crops are saved.
+    """
+    _check_fit(network, representation, train_samples, val_samples, config)
+    fabric = _start_fabric(config)
+    settings = describe_run(
+        network,
+        representation,
+        train_samples,
+        val_samples,
+        asdict(config) | {"output": str(config.output), "processes": fabric.world_size},
+    )
+    run = RunFolder(Path(config.output), settings, config.resume, writes=fabric.is_global_zero)
+    fabric.barrier()  # nobody writes before everybody has looked into the folder
+
+    optimizer = torch.optim.Adam(network.parameters(), lr=config.lr)
+    scheduler = ReduceLROnPlateau(optimizer, "min", config.lr_factor, config.lr_patience)
+    model, stepper = fabric.setup(network, optimizer)  # the same parameters, wrapped by Fabric
+    state = _State(network, optimizer, scheduler)
+    if config.resume:
+        state.load(run.load_state())
+    loss_function = loss_for(representation)
+    validation = Validation(
+        fabric,
+        TrainedModel(network, representation),
+        val_samples,
+        config.crop_size,
+        config.val_crops,
+        config.val_images,
+        _PREDICTION_PRECISIONS[config.precision],
+    )
+    batches = iter(_loader(train_samples, network, representation, config, state, fabric))
+    origin = {
+        "training_data": config.training_data,
+        "licence": config.licence,
+        "config": {name: v for name, v in settings.items() if name not in _NOT_IN_MODEL_FILE},
+        "version": __version__,
+        "commit": code_commit(),
+    }
+    time_limit = math.inf if config.max_minutes is None else 60 * config.max_minutes
+    started = time.perf_counter() - state.seconds
+    stop = state.iteration >= config.iterations or state.seconds >= time_limit
+    interrupted = 0.0
+    network.train()
+
+    with (
+        run.open_log(state.iteration, config.iterations, time_limit) as log,
+        _Signals() as signals,
+        torch.random.fork_rng([fabric.device] if fabric.device.type == "cuda" else []),
+    ):
+        while not stop:
+            asked = time.perf_counter()
+            images, targets = fabric.to_device(next(batches))
+            data_seconds = time.perf_counter() - asked
+
+            torch.manual_seed(_random_seed(config.seed, state.iteration, fabric.global_rank))
+            buffers = [buffer.clone() for buffer in network.buffers()]
+            loss = loss_function(model(images), targets)
+            stepper.zero_grad()
+            fabric.backward(loss)
+
+            # Each process learns what happened in any of them, so that all do the same next.
+            late = time.perf_counter() - started >= time_limit
+            mean_loss, norm, interrupted, overtime = _average(
+                fabric, loss, _gradient_norm(network), signals.received is not None, late
+            )
+            if not math.isfinite(mean_loss + norm):
+                for buffer, before in zip(network.buffers(), buffers, strict=True):
+                    buffer.copy_(before)
+                run.save_state(state.as_dict())
+                items = _items(state.iteration, config, fabric)
+                path = run.save_crops(state.iteration, fabric.global_rank, images, targets, items)
+                fabric.barrier()
+                raise FloatingPointError(
+                    f"Iteration {state.iteration + 1} gave the loss {mean_loss} and a gradient of "
+                    f"norm {norm}. Its crops are in {path}, the state before it is kept. "
+                    "Look at the crops, lower `lr`, or use float32."
+                )
+            lr = optimizer.param_groups[0]["lr"]
+            stepper.step()
+            state.iteration += 1
+
+            stop = bool(interrupted or overtime) or state.iteration >= config.iterations
+            due = state.iteration % config.validation_interval == 0
+            score = None
+            if due or (stop and not interrupted):
+                for buffer in network.buffers():  # running means of each process: take the first's
+                    buffer.copy_(fabric.broadcast(buffer.cpu()))
+                score, preview = validation.run()
+                run.save_preview(state.iteration, preview, representation)
+                if score.is_better_than(state.best):
+                    state.best = score
+                    info = {**origin, "iteration": state.iteration, **asdict(score)}
+                    run.save_model("best", TrainedModel(network, representation, info=info))
+                if due:  # and not just because it stops: continued, the run must be the same
+                    scheduler.step(score.val_loss)
+            state.seconds = time.perf_counter() - started
+            times = {"seconds": state.seconds, "data_seconds": data_seconds}
+            scores = asdict(score) if score else {"val_loss": None, "val_mSA": None}
+            log.write(
+                {"iteration": state.iteration, "loss": mean_loss, "lr": lr, **scores, **times}
+            )
+            if due or stop:
+                info = {**origin, "iteration": state.iteration}
+                run.save_model("last", TrainedModel(network, representation, info=info))
+                run.save_state(state.as_dict())
+
+    del batches  # ends the worker processes
+    if interrupted:
+        _logger.info("Stopped after iteration %d. Continue with `resume`.", state.iteration)
+        signal.raise_signal(signals.received or signal.SIGTERM)
+    fabric.barrier()  # the files are complete
+    best = Path(config.output) / "best.safetensors"
+    return best if best.exists() else best.with_name("last.safetensors")
+
+
+@dataclass
+class _State:
+    """Everything that changes during a training."""
+
+    network: nn.Module
+    optimizer: torch.optim.Optimizer
+    scheduler: ReduceLROnPlateau
+    iteration: int = 0
+    seconds: float = 0.0
+    best: Score = field(default_factory=Score)
+
+    def as_dict(self) -> dict[str, Any]:
+        return {
+            "network": self.network.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+            "scheduler": self.scheduler.state_dict(),
+            "iteration": self.iteration,
+            "seconds": self.seconds,
+            "best": asdict(self.best),
+        }
+
+    def load(self, state: dict[str, Any]) -> None:
+        self.network.load_state_dict(state["network"])
+        self.optimizer.load_state_dict(state["optimizer"])
+        self.scheduler.load_state_dict(state["scheduler"])
+        self.iteration, self.seconds = state["iteration"], state["seconds"]
+        self.best = Score(**state["best"])
+
+
+class _Signals:
+    """Remembers SIGINT and SIGTERM instead of obeying; only the main thread may do this."""
+
+    def __init__(self) -> None:
+        self.received: int | None = None
+        self._before: dict[int, Any] = {}
+
+    def __enter__(self) -> "_Signals":
+        if threading.current_thread() is threading.main_thread():
+            for number in (signal.SIGINT, signal.SIGTERM):
+                self._before[number] = signal.signal(number, self._remember)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for number, handler in self._before.items():
+            signal.signal(number, handler)
+
+    def _remember(self, number: int, _: FrameType | None) -> None:
+        self.received = number
+
+
+def _start_fabric(config: TrainConfig) -> Fabric:
+    """One process, or one of those that `torchrun` started."""
+    processes, here = 1, 1
+    if "TORCHELASTIC_RUN_ID" in os.environ:
+        processes, here = int(os.environ["WORLD_SIZE"]), int(os.environ["LOCAL_WORLD_SIZE"])
+    fabric = Fabric(
+        accelerator=config.device,
+        strategy="auto" if processes == 1 else "ddp",
+        devices=here,
+        num_nodes=processes // here,
+        precision=_FABRIC_PRECISIONS[config.precision],
+    )
+    fabric.launch()
+    return fabric
+
+
+def _loader(
+    samples: Sequence[Sample],
+    network: Any,
+    representation: Boundaries | Distances,
+    config: TrainConfig,
+    state: _State,
+    fabric: Fabric,
+) -> DataLoader:
+    """Read the batches of this process from the present iteration on."""
+    crops = RandomCrops(
+        samples,
+        config.crop_size,
+        representation,
+        config.seed,
+        network.in_channels,
+        length=config.iterations * fabric.world_size * config.batch_size,
+        rotations=config.rotations,
+        min_objects=config.min_objects,
+    )
+    workers = config.workers
+    if workers is None:
+        workers = min(8, max(1, (os.cpu_count() or 1) // 2 // fabric.world_size))
+    return DataLoader(
+        crops,
+        batch_sampler=(
+            _items(i, config, fabric) for i in range(state.iteration, config.iterations)
+        ),
+        num_workers=workers,
+        worker_init_fn=_ignore_signals,
+        pin_memory=fabric.device.type == "cuda",
+        generator=torch.Generator(),  # of its own, to leave the caller's alone
+    )
+
+
+def _items(iteration: int, config: TrainConfig, fabric: Fabric) -> list[int]:
+    """Which items of `RandomCrops` this process sees in an iteration."""
+    first = (iteration * fabric.world_size + fabric.global_rank) * config.batch_size
+    return list(range(first, first + config.batch_size))
+
+
+def _ignore_signals(worker: int) -> None:
+    """Let the training process alone decide when to end: Ctrl-C reaches its workers too."""
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, signal.SIG_IGN)
+
+
+def _gradient_norm(network: nn.Module) -> Tensor:
+    gradients = [p.grad for p in network.parameters() if p.grad is not None]
+    return torch.stack([gradient.norm() for gradient in gradients]).norm()
+
+
+def _average(fabric: Fabric, *values: Tensor | float) -> list[float]:
+    """Mean of each value over the processes; NaN if it is NaN anywhere."""
+    stacked = torch.stack(
+        [torch.as_tensor(v, dtype=torch.float32, device=fabric.device).detach() for v in values]
+    )
+    return cast(Tensor, fabric.all_reduce(stacked, reduce_op="mean")).tolist()
+
+
+def _random_seed(seed: int, iteration: int, rank: int) -> int:
+    return int(np.random.SeedSequence([seed, iteration, rank]).generate_state(1, np.uint64)[0])
+
+
+def _check_fit(
+    network: Any,  # its attributes are named in `vimunet.models`
+    representation: Boundaries | Distances,
+    train_samples: Sequence[Sample],
+    val_samples: Sequence[Sample],
+    config: TrainConfig,
+) -> None:
+    channels = representation.channels
+    if network.out_channels != len(channels):
+        raise ValueError(
+            f"`network` must predict {len(channels)} maps ({', '.join(channels)}), "
+            f"got {network.out_channels}. Build it with out_channels={len(channels)}."
+        )
+    if config.crop_size % network.stride:
+        rounded = -(-config.crop_size // network.stride) * network.stride
+        raise ValueError(
+            f"`crop_size` must be divisible by {network.stride}, got {config.crop_size}. "
+            f"Use {rounded}."
+        )
+    if network.max_size is not None and config.crop_size > network.max_size:
+        raise ValueError(
+            f"`crop_size` must be at most {network.max_size} for this network, "
+            f"got {config.crop_size}."
+        )
+    for name, samples in (("train_samples", train_samples), ("val_samples", val_samples)):
+        if not samples:
+            raise ValueError(f"`{name}` must hold at least one sample, got none.")
