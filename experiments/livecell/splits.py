@@ -1,0 +1,32 @@
+"""Which images the LIVECell experiment trains, validates and tests on."""
+
+from pathlib import Path
+
+from vimunet.data import Sample
+from vimunet.data.folder import find_pairs
+from vimunet.data.livecell import livecell_samples
+
+LICENCE = "LIVECell images are CC BY-NC 4.0: this model is for non-commercial use."
+
+
+def official(root: Path, split: str) -> list[Sample]:
+    """Read the official split: "train", "val" or "test"."""
+    return livecell_samples(root, split)
+
+
+def stand_in(root: Path, split: str) -> list[Sample]:
+    """Read a small stand-in: Usiigaci to learn from and to choose with, LIVECell images to test.
+
+    Args:
+        root: Folder with `usiigaci` (images and labels, each with `train` and `val`) and
+            `livecell_sample` (original LIVECell layout; 5 annotated val and 8 test images).
+        split: "train" (34 Usiigaci images and the 5 LIVECell val images), "val" (6 Usiigaci
+            images) or "test" (8 LIVECell test images).
+    """
+    if split == "test":
+        return livecell_samples(root / "livecell_sample", "test")
+    usiigaci = root / "usiigaci"
+    samples = find_pairs(usiigaci / "images" / split, usiigaci / "labels" / split)
+    if split == "train":
+        samples += livecell_samples(root / "livecell_sample", "val")
+    return samples

@@ -1,0 +1,98 @@
+"""What the experiments share: one command line and one way to train from it.
+
+The flags are the fields of `vimunet.training.TrainConfig`; their defaults are the paper's recipe.
+"""
+
+import argparse
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+
+from vimunet.data import Sample
+from vimunet.models import MODELS, build_model
+from vimunet.representation import Boundaries, Distances
+from vimunet.training import TrainConfig, train
+
+Split = Callable[[Path, str], list[Sample]]
+
+
+def parser(description: str) -> argparse.ArgumentParser:
+    """Make the command line; the caller adds what is special to its data."""
+    flags = argparse.ArgumentParser(
+        description=description, formatter_class=argparse.ArgumentDefaultsHelpFormatter
+    )
+    flags.add_argument("--model", choices=sorted(MODELS), default="vim_t")
+    flags.add_argument(
+        "--skip-connections", action="store_true", help="our ViM-UNet option, not in the paper"
+    )
+    flags.add_argument("--variant", help="a published generation of ViM-UNet, e.g. paper")
+    data = flags.add_mutually_exclusive_group(required=True)
+    data.add_argument("--data", type=Path, help="folder with the original data set")
+    data.add_argument("--stand-in", type=Path, help="folder with the small stand-in data sets")
+    flags.add_argument("--output", type=Path, required=True, help="folder of this run")
+    flags.add_argument("--iterations", type=int, default=TrainConfig.iterations)
+    flags.add_argument("--max-minutes", type=float)
+    flags.add_argument("--crop-size", type=int, default=TrainConfig.crop_size)
+    flags.add_argument("--batch-size", type=int, default=TrainConfig.batch_size)
+    flags.add_argument("--lr", type=float, default=TrainConfig.lr)
+    flags.add_argument("--precision", choices=("float32", "bf16"), default=TrainConfig.precision)
+    flags.add_argument("--seed", type=int, default=TrainConfig.seed)
+    flags.add_argument(
+        "--validation-interval", type=int, default=TrainConfig.validation_interval
+    )
+    flags.add_argument("--rotations", action="store_true", help="quarter turns, not in the paper")
+    flags.add_argument("--resume", action="store_true", help="continue the run in --output")
+    return flags
+
+
+def run(
+    options: argparse.Namespace,
+    representation: Boundaries | Distances,
+    official: Split,
+    stand_in: Split,
+    licence: str,
+    min_objects: int = 0,
+) -> Path:
+    """Train as the flags say.
+
+    Args:
+        options: Parsed flags of `parser`.
+        representation: What the network learns.
+        official: Reads a split of the original data set from `options.data`.
+        stand_in: Reads a split of the stand-in from `options.stand_in`.
+        licence: Terms of the training data, stored in the model file.
+        min_objects: See `TrainConfig`.
+
+    Returns:
+        The best model, `OUTPUT/best.safetensors`.
+    """
+    root, read = (
+        (options.data, official) if options.data is not None else (options.stand_in, stand_in)
+    )
+    torch.manual_seed(options.seed)
+    model_options = {}
+    if options.skip_connections:
+        model_options["skip_connections"] = True
+    if options.variant:
+        model_options["variant"] = options.variant
+    network = build_model(
+        options.model, in_channels=1, out_channels=len(representation.channels), **model_options
+    )
+    config = TrainConfig(
+        output=options.output,
+        iterations=options.iterations,
+        max_minutes=options.max_minutes,
+        crop_size=options.crop_size,
+        batch_size=options.batch_size,
+        lr=options.lr,
+        precision=options.precision,
+        seed=options.seed,
+        validation_interval=options.validation_interval,
+        rotations=options.rotations,
+        resume=options.resume,
+        min_objects=min_objects,
+        training_data=f"{read.__module__}.{read.__name__}",
+        licence=licence,
+    )
+    return train(network, representation, read(root, "train"), read(root, "val"), config)
