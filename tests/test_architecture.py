@@ -25,12 +25,14 @@ ALLOWED = {
     "training": {
         "checkpoint",
         "data",
-        "evaluation",
         "losses",
-        "overlay",
         "prediction",
         "representation",
+        "training_files",
+        "validation",
     },
+    "training_files": {"checkpoint", "data", "overlay", "representation"},
+    "validation": {"checkpoint", "data", "evaluation", "losses", "prediction"},
 }
 # The command line may use everything; `vimunet/__init__` only lists the public names.
 FREE = {"__init__", "cli"}
