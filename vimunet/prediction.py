@@ -194,7 +194,8 @@ class _Pixels:
             inside.append(slice(first, last + 1))
             rows_columns.append(index - first)
         channels = self._channels((inside[0], inside[1]))
-        standardised = ((channels - self.mean) / (self.spread + 1e-7)).astype(np.float32)
+        shifted = channels.astype(np.float64) - self.mean
+        standardised = (shifted / (self.spread + 1e-7)).astype(np.float32)
         rows, columns = rows_columns
         if standardised.shape[1:] == (len(rows), len(columns)):
             return standardised

@@ -1,0 +1,501 @@
+"""The command line: files in, files out, one clean line for what goes wrong."""
+
+import csv
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import imagecodecs
+import numpy as np
+import pytest
+import tifffile
+import torch
+
+from vimunet import cli
+from vimunet.checkpoint import TrainedModel, load_model, save_model
+from vimunet.cli import main
+from vimunet.data import Sample
+from vimunet.data.folder import read_image, read_labels
+from vimunet.models import build_model
+from vimunet.overlay import draw_overlay
+from vimunet.prediction import predict, segment
+from vimunet.representation import Boundaries, Distances
+
+ROOT = Path(__file__).resolve().parents[1]
+TINY = {"features": 4, "depth": 2}
+
+
+def noisy_network(in_channels=1, out_channels=2):
+    """A network whose maps differ from pixel to pixel, so that there are objects to find."""
+    torch.manual_seed(1)
+    network = build_model("unet", in_channels, out_channels, **TINY)
+    torch.nn.init.normal_(network.out_conv.weight, std=3)
+    return network
+
+
+@pytest.fixture(scope="session")
+def model_file(tmp_path_factory):
+    path = tmp_path_factory.mktemp("model") / "tiny.safetensors"
+    save_model(path, TrainedModel(noisy_network(), Boundaries(min_size=3)))
+    return path
+
+
+@pytest.fixture
+def pairs(tmp_path, samples):
+    """Two folders with crops of three real images and their labels."""
+    for kind, write in (("images", imagecodecs.imwrite), ("labels", tifffile.imwrite)):
+        read = read_image if kind == "images" else read_labels
+        (tmp_path / kind).mkdir()
+        files = sorted((samples / "phase" / "train" / kind).iterdir())[:3]
+        for i, file in enumerate(files):
+            crop = np.ascontiguousarray(read(file)[40:136, 40:120])
+            write(tmp_path / kind / f"cell{i}.{'png' if kind == 'images' else 'tif'}", crop)
+    return tmp_path
+
+
+def run_segment(*arguments, model):
+    return main(["segment", *map(str, arguments), "--model", str(model), "--device", "cpu"])
+
+
+# --- segment ---------------------------------------------------------------------------------
+
+
+def test_segment_writes_what_the_library_computes(pairs, model_file, capsys):
+    out = pairs / "out"
+    code = run_segment(
+        pairs / "images", "--output", out, "--overlay", "--save-maps", model=model_file
+    )
+    assert code == 0
+    assert "3 of 3 images segmented" in capsys.readouterr().out
+    model = load_model(model_file)
+    for i in range(3):
+        image = read_image(pairs / "images" / f"cell{i}.png")
+        expected = segment(image, model)
+        assert expected.max() > 1
+        with tifffile.TiffFile(out / f"cell{i}.tif") as file:
+            assert file.pages[0].compression == tifffile.COMPRESSION.ADOBE_DEFLATE
+            assert file.series[0].axes == "YX"
+            labels = file.asarray()
+        assert labels.dtype == np.uint16
+        assert (labels == expected).all()
+        assert (np.unique(labels) == np.arange(labels.max() + 1)).all()
+        maps = tifffile.imread(out / "maps" / f"cell{i}.tif")
+        assert (maps == predict(image, model)).all()
+        picture = imagecodecs.imread(out / "overlays" / f"cell{i}.png")
+        assert (picture == draw_overlay(image, labels)).all()
+    assert not [path for path in out.rglob("*") if path.name.startswith(".")]
+
+
+def test_one_failing_file_does_not_stop_the_others(pairs, model_file, capsys):
+    (pairs / "images" / "broken.tif").write_bytes(b"II*\0 no image follows")
+    np.save(pairs / "images" / "missing_pixels.npy", np.full((9, 9), np.nan))
+    out = pairs / "out"
+    code = run_segment(pairs / "images", pairs / "nowhere.png", "--output", out, model=model_file)
+    assert code == 1
+    printed = capsys.readouterr()
+    assert "3 of 6 images segmented" in printed.out
+    assert "broken.tif failed" in printed.err
+    assert "missing_pixels.npy failed: Image contains NaN" in printed.err
+    assert "nowhere.png failed: No such file" in printed.err
+    assert sorted(path.name for path in out.iterdir()) == [f"cell{i}.tif" for i in range(3)]
+
+
+def test_a_write_that_fails_leaves_nothing_behind(pairs, model_file, monkeypatch, capsys):
+    def full(path, *ignored, **options):
+        Path(path).write_bytes(b"half")
+        raise OSError("No space left on device")
+
+    monkeypatch.setattr(tifffile, "imwrite", full)
+    assert run_segment(pairs / "images", "--output", pairs / "out", model=model_file) == 1
+    assert "No space left" in capsys.readouterr().err
+    assert not [path for path in (pairs / "out").rglob("*") if path.is_file()]
+
+
+def test_existing_labels_are_kept_unless_told_otherwise(pairs, model_file, capsys):
+    corrected = pairs / "out" / "cell1.tif"
+    corrected.parent.mkdir()
+    corrected.write_bytes(b"hours of work")
+    image = pairs / "images" / "cell1.png"
+    assert run_segment(image, "--output", pairs / "out", model=model_file) == 2
+    assert "exist already" in capsys.readouterr().err
+    assert corrected.read_bytes() == b"hours of work"
+    assert run_segment(image, "--output", pairs / "out", "--overwrite", model=model_file) == 0
+    assert tifffile.imread(corrected).shape == (96, 80)
+
+
+def test_existing_overlays_and_maps_are_kept_too(pairs, model_file, capsys):
+    (pairs / "out" / "maps").mkdir(parents=True)
+    (pairs / "out" / "maps" / "cell1.tif").write_bytes(b"maps")
+    image = pairs / "images" / "cell1.png"
+    assert run_segment(image, "--output", pairs / "out", "--save-maps", model=model_file) == 2
+    assert str(pairs / "out" / "maps" / "cell1.tif") in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("overwrite", [[], ["--overwrite"]])
+def test_images_are_never_overwritten(pairs, model_file, capsys, overwrite):
+    image = pairs / "images" / "only.tif"
+    tifffile.imwrite(image, np.eye(20, dtype=np.uint8))
+    before = image.read_bytes()
+    assert run_segment(image, "--output", pairs / "images", *overwrite, model=model_file) == 2
+    assert "`--output` must not be a folder of images" in capsys.readouterr().err
+    assert image.read_bytes() == before
+
+
+def test_two_images_of_one_name_are_refused_before_anything_is_written(pairs, model_file, capsys):
+    other = pairs / "other"
+    other.mkdir()
+    tifffile.imwrite(other / "Cell1.ome.tif", np.eye(20, dtype=np.uint8))
+    code = run_segment(pairs / "images", other, "--output", pairs / "out", model=model_file)
+    assert code == 2
+    assert "must differ by more than folder and extension" in capsys.readouterr().err
+    assert not (pairs / "out").exists()
+
+
+def test_files_folders_and_patterns_name_each_image_once(pairs, model_file, capsys):
+    images = pairs / "images"
+    inputs = [images / "cell[01].png", images / "cell0.png", images]
+    assert run_segment(*inputs, "--output", pairs / "out", model=model_file) == 0
+    assert "3 of 3" in capsys.readouterr().out
+
+
+def test_stack_is_segmented_slice_by_slice(pairs, model_file):
+    slices = [read_image(pairs / "images" / f"cell{i}.png") for i in range(3)]
+    tifffile.imwrite(pairs / "stack.tif", np.stack(slices), photometric="minisblack")
+    out = pairs / "out"
+    options = ["--output", out, "--overlay", "--save-maps"]
+    assert run_segment(pairs / "stack.tif", *options, model=model_file) == 0
+    with tifffile.TiffFile(out / "stack.tif") as file:
+        assert file.series[0].axes == "ZYX"
+        labels = file.asarray()
+    model, objects = load_model(model_file), 0
+    for image, found in zip(slices, labels, strict=True):
+        expected = segment(image, model)
+        assert (np.where(found > 0, found - objects, 0) == expected).all()
+        objects += expected.max()
+    assert labels.max() == objects
+    assert tifffile.imread(out / "maps" / "stack.tif").shape == (3, 2, *slices[0].shape)
+    assert len(list((out / "overlays" / "stack").iterdir())) == 3
+
+
+@pytest.mark.parametrize(
+    ("shape", "in_channels", "expected", "stacked"),
+    [
+        ((30, 40), 1, [(30, 40)], False),
+        ((30, 40, 3), 1, [(30, 40, 3)], False),
+        ((30, 40, 5), 5, [(30, 40, 5)], False),
+        ((5, 30, 40), 5, [(30, 40, 5)], False),
+        ((5, 30, 40), 1, [(30, 40)] * 5, True),
+        ((1, 30, 40), 1, [(30, 40)], True),
+        ((2, 30, 40, 3), 1, [(30, 40, 3)] * 2, True),
+    ],
+)
+def test_stacks_are_told_from_channels(shape, in_channels, expected, stacked):
+    slices, is_stack = cli._slices(np.zeros(shape), in_channels)
+    assert [image.shape for image in slices] == expected
+    assert is_stack == stacked
+
+
+def test_more_objects_than_16_bits_hold(tmp_path, model_file, monkeypatch):
+    labels = np.arange(256 * 258, dtype=np.int32).reshape(256, 258)
+    monkeypatch.setattr(Boundaries, "decode", lambda self, maps: labels)
+    np.save(tmp_path / "a.npy", np.zeros(labels.shape))
+    assert run_segment(tmp_path / "a.npy", "--output", tmp_path / "out", model=model_file) == 0
+    written = tifffile.imread(tmp_path / "out" / "a.tif")
+    assert written.dtype == np.uint32
+    assert (written == labels).all()
+
+
+def test_options_reach_the_library(pairs, model_file):
+    image = pairs / "images" / "cell0.png"
+    options = ["--tile-size", "32", "--halo", "8", "--min-size", "40", "--batch-size", "2"]
+    assert run_segment(image, "--output", pairs / "out", *options, model=model_file) == 0
+    labels = tifffile.imread(pairs / "out" / "cell0.tif")
+    maps = predict(read_image(image), load_model(model_file), tile_size=32, halo=8)
+    assert (labels == Boundaries(min_size=40).decode(maps)).all()
+    assert min(np.bincount(labels.ravel())) >= 40
+
+
+# --- train, tune, evaluate -------------------------------------------------------------------
+
+
+def test_train_segment_evaluate_tune(pairs, capsys):
+    data = ["--images", str(pairs / "images"), "--labels", str(pairs / "labels")]
+    recipe = ["--iterations", "2", "--crop-size", "32", "--seed", "3", "--device", "cpu"]
+    code = main(
+        ["train", *data, *recipe, "--model", "unet", "--output", str(pairs / "run")]
+        + ["--option", "features=4", "--option", "depth=2", "--representation", "distances"]
+    )
+    assert code == 0
+    assert "2 images to train on, 1 to validate on" in capsys.readouterr().out
+    best = pairs / "run" / "best.safetensors"
+    model = load_model(best)
+    assert isinstance(model.representation, Distances)
+    assert model.network.config["model_args"]["features"] == 4
+
+    tuned = pairs / "tuned.safetensors"
+    assert main(["tune", *data, "--model", str(best), "--output", str(tuned)]) == 0
+    printed = capsys.readouterr().out
+    note = load_model(tuned).info["tuned"]
+    assert f"mSA {note['mSA_before']:.4f} before, {note['mSA']:.4f} after" in printed
+    assert note["mSA"] >= note["mSA_before"]
+    assert note["images"] == ["cell0", "cell1", "cell2"]
+    assert load_model(best).representation == model.representation
+
+    assert run_segment(pairs / "images", "--output", pairs / "out", model=tuned) == 0
+    capsys.readouterr()
+    folders = ["--predictions", str(pairs / "out"), "--labels", str(pairs / "labels")]
+    assert main(["evaluate", *folders, "--json"]) == 0
+    result = json.loads(capsys.readouterr().out)
+    assert result["mean"]["mSA"] == pytest.approx(note["mSA"])
+
+
+def test_tune_stores_better_thresholds(pairs, tmp_path, monkeypatch, capsys):
+    path = tmp_path / "model.safetensors"
+    save_model(path, TrainedModel(noisy_network(), Boundaries()))
+
+    def too_bright(image, model, **options):
+        labels = read_labels(pairs / "labels" / "cell0.tif")
+        return 0.6 + 0.4 * Boundaries().encode(labels)  # nothing is below 0.6
+
+    monkeypatch.setattr("vimunet.prediction.predict", too_bright)
+    for name in ("cell1.png", "cell2.png"):
+        (pairs / "images" / name).unlink()
+        (pairs / "labels" / name).with_suffix(".tif").unlink()
+    data = ["--images", str(pairs / "images"), "--labels", str(pairs / "labels")]
+    assert main(["tune", *data, "--model", str(path), "--in-place"]) == 0
+    assert "foreground_threshold: 0.5 -> 0.7" in capsys.readouterr().out
+    assert load_model(path).representation.foreground_threshold == 0.7
+
+
+def test_tune_says_where_the_model_goes(pairs, model_file, capsys):
+    data = ["--images", str(pairs / "images"), "--labels", str(pairs / "labels")]
+    assert main(["tune", *data, "--model", str(model_file)]) == 2
+    assert "either --output FILE or --in-place" in capsys.readouterr().err
+    both = ["--in-place", "--output", str(pairs / "x.safetensors")]
+    assert main(["tune", *data, "--model", str(model_file), *both]) == 2
+
+
+def test_evaluate_prints_a_table_or_json(pairs, capsys):
+    predictions = pairs / "predictions"
+    predictions.mkdir()
+    labels = read_labels(pairs / "labels" / "cell0.tif")
+    tifffile.imwrite(predictions / "cell0.tif", labels)
+    tifffile.imwrite(predictions / "cell1.tif", np.zeros((96, 80), np.uint16))
+    folders = ["--predictions", str(predictions), "--labels", str(pairs / "labels")]
+    assert main(["evaluate", *folders, "--csv", str(pairs / "scores.csv")]) == 0
+    table = capsys.readouterr().out
+    assert "mean of 3" in table
+    assert "cell2" in table.split("without prediction, scored as empty: ")[1]
+    with (pairs / "scores.csv").open() as file:
+        rows = {row["name"]: row for row in csv.DictReader(file)}
+    assert float(rows["cell0"]["mSA"]) == 1
+    assert float(rows["mean"]["mSA"]) == pytest.approx(1 / 3)
+
+    assert main(["evaluate", *folders, "--json"]) == 0
+    result = json.loads(capsys.readouterr().out, parse_constant=pytest.fail)
+    assert [image["mSA"] for image in result["images"]] == [1, 0, 0]
+    assert result["mean"]["mSA"] == pytest.approx(1 / 3)
+    assert result["missing"] == ["cell2"]
+
+
+def test_scores_that_are_not_defined_are_null(pairs, capsys):
+    for file in (pairs / "labels").iterdir():
+        tifffile.imwrite(file, np.zeros((96, 80), np.uint16))
+    folders = ["--predictions", str(pairs / "labels"), "--labels", str(pairs / "labels")]
+    assert main(["evaluate", *folders, "--json", "--labelled-pixels-only"]) == 0
+    result = json.loads(capsys.readouterr().out, parse_constant=pytest.fail)
+    assert None in result["images"][0].values()
+
+
+def sample(name):
+    return Sample(name, lambda: (np.zeros((4, 4)), np.ones((4, 4), int)))
+
+
+def test_images_for_validation_are_chosen_by_name():
+    samples = [sample(f"image{i}") for i in range(20)]
+    train, validation = cli._split(samples)
+    assert len(validation) == 3
+    assert sorted(train + validation, key=samples.index) == samples
+    again = cli._split(samples[::-1])[1]
+    assert {each.name for each in again} == {each.name for each in validation}
+
+
+def test_slices_of_a_stack_stay_together():
+    samples = [sample(f"{stack}_z{z:03d}") for stack in "ab" for z in range(10)]
+    train, validation = cli._split(samples)
+    assert len(train) == len(validation) == 10
+    assert len({each.name[0] for each in train}) == 1
+
+
+def test_one_image_cannot_be_split(capsys):
+    with pytest.raises(ValueError, match="At least two images .* --val-images"):
+        cli._split([sample(f"a_z{z:03d}") for z in range(9)])
+
+
+def test_validation_folders_come_in_pairs(pairs, capsys):
+    data = ["--images", str(pairs / "images"), "--labels", str(pairs / "labels")]
+    more = ["--val-images", str(pairs), "--model", "unet", "--output", str(pairs / "run")]
+    assert main(["train", *data, *more]) == 2
+    assert "must come with --val-labels" in capsys.readouterr().err
+
+
+# --- convert, data, info ---------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("maps", "given", "expected"),
+    [
+        (1, [], Boundaries(foreground=False)),
+        (2, [], Boundaries()),
+        (3, [], Distances()),
+        (3, ["--representation", "distances"], Distances()),
+    ],
+)
+def test_convert_writes_a_model_file(tmp_path, monkeypatch, maps, given, expected, capsys):
+    network = noisy_network(out_channels=maps).eval()
+    asked = []
+    monkeypatch.setattr(
+        "vimunet.bridges.torch_em.read_checkpoint",
+        lambda path, **overrides: asked.append((path.name, overrides)) or network,
+    )
+    out = tmp_path / "new.safetensors"
+    arguments = ["convert", str(tmp_path / "best.pt"), "--output", str(out), *given]
+    assert main([*arguments, "--option", "in_channels=1", "--option", "kind=a b"]) == 0
+    assert asked == [("best.pt", {"in_channels": 1, "kind": "a b"})]
+    model = load_model(out)
+    assert model.representation == expected
+    image = np.eye(32)
+    assert (predict(image, model) == predict(image, TrainedModel(network, expected))).all()
+    assert main(arguments) == 2
+    assert "exists already" in capsys.readouterr().err
+    assert main([*arguments, "--overwrite"]) == 0
+
+
+def test_convert_refuses_maps_that_do_not_fit(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(
+        "vimunet.bridges.torch_em.read_checkpoint", lambda path: noisy_network(out_channels=2)
+    )
+    arguments = ["convert", "a.pt", "--output", str(tmp_path / "a.safetensors")]
+    assert main([*arguments, "--representation", "distances"]) == 2
+    assert "has 3 maps, but the network of a.pt has 2" in capsys.readouterr().err
+
+
+def test_option_must_be_a_pair(tmp_path, capsys):
+    arguments = ["convert", "a.pt", "--output", str(tmp_path / "a.safetensors")]
+    assert main([*arguments, "--option", "in_channels"]) == 2
+    assert "must have the form NAME=VALUE, got 'in_channels'" in capsys.readouterr().err
+
+
+def test_data_downloads(tmp_path, monkeypatch, capsys):
+    asked = []
+    monkeypatch.setattr(
+        "vimunet.data.download.download",
+        lambda name, directory: asked.append((name, directory)) or directory,
+    )
+    assert main(["data", "cremi", str(tmp_path)]) == 0
+    assert asked == [("cremi", tmp_path)]
+    assert str(tmp_path) in capsys.readouterr().out
+
+
+def test_info_names_versions_devices_and_models(capsys):
+    assert main(["info"]) == 0
+    printed = capsys.readouterr().out
+    for word in (f"torch   {torch.__version__}", "cpu", "vim_t", "unetr_h", "vimunet._kernels"):
+        assert word in printed
+    assert "partial(" not in printed
+
+
+@pytest.mark.parametrize("module", ["vimunet", "vimunet.cli"])
+def test_info_runs_as_a_program(module):
+    done = subprocess.run(
+        [sys.executable, "-m", module, "info"], capture_output=True, text=True, cwd=ROOT
+    )
+    assert done.returncode == 0, done.stderr
+    assert "optional packages" in done.stdout
+    assert done.stderr == ""
+
+
+def test_help_does_not_load_torch():
+    code = (
+        "import sys\nfrom vimunet.cli import main\n"
+        "try:\n    main(['--help'])\nexcept SystemExit as done:\n"
+        "    print('code', done.code, 'torch' in sys.modules, 'numpy' in sys.modules)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT)
+    assert done.stdout.rstrip().endswith("code 0 False False")
+    for command in ("info", "segment", "train", "tune", "evaluate", "convert", "data"):
+        assert f"\n    {command} " in done.stdout
+
+
+@pytest.mark.parametrize(
+    "command", ["info", "segment", "train", "tune", "evaluate", "convert", "data"]
+)
+def test_each_command_explains_itself(command, capsys):
+    with pytest.raises(SystemExit) as done:
+        main([command, "--help"])
+    assert done.value.code == 0
+    assert capsys.readouterr().out.startswith(f"usage: vimunet {command}")
+
+
+# --- errors ----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["segment", "a.png", "--model", "no.safetensors", "--output", "out"], "No model file"),
+        (["evaluate", "--predictions", "no", "--labels", "no"], "No such folder: no"),
+        (["convert", "no.pt", "--output", "x.safetensors"], "No checkpoint file no.pt"),
+    ],
+)
+def test_errors_are_one_clean_line(tmp_path, monkeypatch, capsys, arguments, message):
+    monkeypatch.chdir(tmp_path)
+    assert main(arguments) == 2
+    printed = capsys.readouterr()
+    assert printed.out == ""
+    assert printed.err.startswith("vimunet: error: ")
+    assert message in printed.err
+    assert len(printed.err.splitlines()) == 1
+
+
+def test_unknown_model_name_lists_the_known(pairs, capsys):
+    data = ["--images", str(pairs / "images"), "--labels", str(pairs / "labels")]
+    assert main(["train", *data, "--model", "vimunet", "--output", str(pairs / "run")]) == 2
+    error = capsys.readouterr().err
+    assert "Unknown model 'vimunet'. Known: " in error
+    assert "vim_t" in error
+
+
+def test_usage_errors_and_interrupts_have_their_own_codes(monkeypatch, capsys, tmp_path):
+    with pytest.raises(SystemExit) as done:
+        main(["segment"])
+    assert done.value.code == 2
+
+    def interrupted(name, directory):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("vimunet.data.download.download", interrupted)
+    assert main(["data", "cremi", str(tmp_path)]) == 130
+    assert capsys.readouterr().err.endswith("vimunet: interrupted\n")
+
+    def diverged(name, directory):
+        raise FloatingPointError("Loss must be finite, got nan.")
+
+    monkeypatch.setattr("vimunet.data.download.download", diverged)
+    assert main(["data", "cremi", str(tmp_path)]) == 1
+
+
+def test_output_may_be_cut_off(pairs):
+    folders = ["--predictions", str(pairs / "labels"), "--labels", str(pairs / "labels")]
+    code = (
+        "import sys\nfrom vimunet.cli import main\n"
+        f"sys.exit(main(['evaluate', '--json', *{folders!r}]))"
+    )
+    with subprocess.Popen(
+        [sys.executable, "-c", code], stdout=subprocess.PIPE, stderr=subprocess.PIPE, cwd=ROOT
+    ) as process:
+        process.stdout.close()
+        errors = process.stderr.read().decode()
+    assert errors == ""
+    assert process.returncode == 1
