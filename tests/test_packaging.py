@@ -37,6 +37,7 @@ def test_base_install_is_small():
         "numpy",
         "scipy",
         "scikit-image",
+        "pillow",
         "bioimage-cpp",
         "tifffile",
         "imagecodecs",
@@ -44,6 +45,7 @@ def test_base_install_is_small():
         "zarr",
         "safetensors",
         "pooch",
+        "requests",
         "tqdm",
     }
 

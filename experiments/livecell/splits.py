@@ -11,7 +11,7 @@ LICENCE = "LIVECell images are CC BY-NC 4.0: this model is for non-commercial us
 
 def official(root: Path, split: str) -> list[Sample]:
     """Read the official split: "train", "val" or "test"."""
-    return livecell_samples(root, split)
+    return livecell_samples(root, split, progress=True)
 
 
 def stand_in(root: Path, split: str) -> list[Sample]:

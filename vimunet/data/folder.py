@@ -311,7 +311,7 @@ def _open(path: Path, key: str | None, *, indices: bool = False) -> Iterator[_St
     try:
         if suffix in _TIFF:
             with tifffile.TiffFile(path) as file:
-                yield _open_tiff(file, path, indices)
+                yield _open_tiff(file, path)
         elif suffix in _PICTURE:
             yield _open_picture(path, indices)
         elif suffix in _HDF5:
@@ -350,7 +350,7 @@ class _TiffSeries:
         return self.series.asarray()[index] if page is None else page.asarray()[tuple(rest)]
 
 
-def _open_tiff(file: tifffile.TiffFile, path: Path, as_labels: bool) -> _Stored:
+def _open_tiff(file: tifffile.TiffFile, path: Path) -> _Stored:
     if not file.series:
         raise ValueError(f"{path}: the TIFF file has no image in it.")
     series = file.series[0]
@@ -358,7 +358,7 @@ def _open_tiff(file: tifffile.TiffFile, path: Path, as_labels: bool) -> _Stored:
     declared = next((axes.index(letter) for letter in "SC" if letter in axes), None)
     extra = series.keyframe.extrasamples  # 1 and 2: alpha; 0: just another channel
     # tifffile writes stacks of 3 or 4 slices as "SYX" by default: colours come last, or not at all
-    alpha = axes.endswith("S") and bool(extra) and extra[-1] in (1, 2) and not as_labels
+    alpha = axes.endswith("S") and bool(extra) and extra[-1] in (1, 2)
     return _Stored(_TiffSeries(series), declared, alpha)
 
 

@@ -1,0 +1,255 @@
+"""Random crops: where they start, how they are turned, what they are a function of."""
+
+import pickle
+from collections import Counter
+from functools import partial
+
+import numpy as np
+import pytest
+import torch
+from torch.utils.data import DataLoader
+
+from vimunet.data import Sample
+from vimunet.data.crops import RandomCrops, to_channels
+from vimunet.data.folder import find_pairs
+
+
+class Copy:
+    """A representation that shows the labels it was given."""
+
+    def encode(self, labels):
+        return labels[None].astype(np.float32)
+
+
+READS: Counter = Counter()
+
+
+def give(name, image, labels):
+    READS[name] += 1
+    return image, labels
+
+
+def sample(image, labels, name="sample"):
+    return Sample(name, partial(give, name, image, labels))
+
+
+def numbered(height, width):
+    """A sample in which each pixel has its own number, as grey value and as label."""
+    labels = np.arange(1, height * width + 1, dtype=np.int32).reshape(height, width)
+    return sample(labels.astype(np.uint16), labels)
+
+
+def standardised(image):
+    image = image.astype(np.float64)
+    return (image - image.mean()) / image.std()
+
+
+def test_item_depends_on_seed_and_number_alone(rng):
+    samples = [sample(rng.random((20, 30)), rng.integers(0, 5, (20, 30)), f"{i}") for i in range(3)]
+    crops = RandomCrops(samples, 8, Copy(), seed=3, length=50, rotations=True)
+    forward = [crops[i] for i in range(50)]
+    fresh = RandomCrops(samples, 8, Copy(), seed=3, length=1000, rotations=True, cache_bytes=0)
+    for i in reversed(range(50)):
+        for one, two in zip(forward[i], fresh[i], strict=True):
+            assert torch.equal(one, two)
+    other = RandomCrops(samples, 8, Copy(), seed=4, length=50, rotations=True)
+    assert sum(torch.equal(other[i][0], forward[i][0]) for i in range(50)) == 0
+    assert sum(torch.equal(forward[i][0], forward[j][0]) for i in range(50) for j in range(i)) < 5
+
+
+def test_every_start_is_equally_likely_and_the_last_is_one():
+    crops = RandomCrops([numbered(6, 9)], (4, 5), Copy(), length=3000)
+    starts = Counter(int(crops.crop(i)[1].min()) - 1 for i in range(len(crops)))
+    expected = {y * 9 + x for y in range(3) for x in range(5)}
+    assert set(starts) == expected
+    mean, spread = 3000 / 15, np.sqrt(3000 / 15 * 14 / 15)
+    assert max(abs(count - mean) for count in starts.values()) < 4 * spread
+
+
+@pytest.mark.parametrize(("rotations", "kinds"), [(False, 4), (True, 8)])
+def test_flips_and_turns_are_equally_likely(rotations, kinds):
+    """Two flips give 4 pictures, with rotations all 8 of the square, twice each."""
+    crops = RandomCrops([numbered(3, 3)], 3, Copy(), length=1600, rotations=rotations)
+    seen = Counter(crops.crop(i)[1].tobytes() for i in range(len(crops)))
+    square = np.arange(1, 10, dtype=np.int32).reshape(3, 3)
+    turned = [np.rot90(square, k) for k in (range(4) if rotations else (0, 2))]
+    allowed = {a.tobytes() for t in turned for a in (t.copy(), np.fliplr(t).copy())}
+    assert set(seen) == allowed
+    assert len(allowed) == kinds
+    mean = 1600 / kinds
+    assert max(abs(count - mean) for count in seen.values()) < 4 * np.sqrt(mean)
+
+
+@pytest.mark.parametrize("rotations", [False, True])
+def test_image_and_target_are_cut_and_turned_alike(rotations):
+    crops = RandomCrops([numbered(20, 31)], 7, Copy(), length=40, rotations=rotations)
+    for i in range(40):
+        image, target = crops[i]
+        assert image.shape == target.shape == (1, 7, 7)
+        assert image.dtype == target.dtype == torch.float32
+        np.testing.assert_allclose(image, standardised(target.numpy()), atol=1e-5)
+
+
+def test_each_channel_is_standardised_by_itself(rng):
+    image = rng.normal([10, 500, -3], [1, 40, 0.01], (16, 16, 3))
+    crops = RandomCrops([sample(image, np.zeros((16, 16), int))], 16, Copy(), in_channels=3)
+    crop, _ = crops[0]
+    torch.testing.assert_close(crop.mean(dim=(1, 2)), torch.zeros(3), atol=1e-4, rtol=0)
+    torch.testing.assert_close(crop.std(dim=(1, 2), correction=0), torch.ones(3), atol=1e-4, rtol=0)
+
+
+def test_constant_image_becomes_zero():
+    crops = RandomCrops([sample(np.full((8, 8), 7, np.uint8), np.zeros((8, 8), int))], 8, Copy())
+    assert not crops[0][0].any()
+
+
+def test_small_image_is_padded_with_its_mean_and_background():
+    crops = RandomCrops([numbered(5, 9)], 8, Copy(), length=20)
+    for i in range(20):
+        image, target = crops[i]
+        assert image.shape == target.shape == (1, 8, 8)
+        inside = target[0] > 0
+        assert int(inside.sum()) == 5 * 8
+        assert not image[0][~inside].any()
+        rows = torch.nonzero(inside.any(dim=1)).flatten().tolist()
+        assert rows in ([0, 1, 2, 3, 4], [3, 4, 5, 6, 7])
+        np.testing.assert_allclose(
+            image[0][inside], standardised(target[0][inside].numpy()), atol=1e-5
+        )
+
+
+def test_each_pass_visits_every_sample_once():
+    samples = [sample(np.full((4, 4), i), np.full((4, 4), i + 1), f"{i}") for i in range(7)]
+    crops = RandomCrops(samples, 2, Copy(), length=21)
+    assert len(crops) == 21
+    visits = [int(crops.crop(i)[1][0, 0]) for i in range(21)]
+    passes = [visits[:7], visits[7:14], visits[14:]]
+    assert all(sorted(turn) == list(range(1, 8)) for turn in passes)
+    assert passes[0] != passes[1] != passes[2]
+    assert len(RandomCrops(samples, 2, Copy())) == 7
+
+
+def test_crops_with_one_label_are_drawn_again():
+    labels = np.zeros((64, 64), int)
+    labels[30:33, 30:33] = 5
+    crops = RandomCrops([sample(labels * 1.0, labels)], 8, Copy(), length=50, min_objects=2)
+    assert all(set(np.unique(crops.crop(i)[1])) == {0, 5} for i in range(50))
+    hopeless = RandomCrops([sample(labels * 1.0, labels, "set01")], 8, Copy(), min_objects=3)
+    with pytest.raises(ValueError, match=r"set01: no crop of .8, 8. with 3 different labels"):
+        hopeless[0]
+
+
+def test_samples_are_decoded_once_if_memory_allows(rng):
+    images = [(rng.random((10, 10)), rng.integers(0, 3, (10, 10), np.uint8)) for _ in range(4)]
+    samples = [sample(*pair, f"cached{i}") for i, pair in enumerate(images)]
+    size = 10 * 10 * (8 + 1)
+    READS.clear()
+    crops = RandomCrops(samples, 4, Copy(), length=20, cache_bytes=2 * size + 1)
+    for i in range(20):
+        crops.crop(i)
+    assert sorted(READS.values()) == [1, 1, 5, 5]
+    again = pickle.loads(pickle.dumps(crops))
+    assert again._cache == {}
+    assert torch.equal(again[3][0], crops[3][0])
+
+
+def test_nothing_is_written_into_the_samples(rng):
+    image, labels = rng.random((9, 9)), rng.integers(0, 3, (9, 9))
+    image.setflags(write=False)
+    labels.setflags(write=False)
+    crop, target = RandomCrops([sample(image, labels)], 4, Copy())[0]
+    crop += 1
+    target += 1
+
+
+def test_large_ids_stay_different_and_background_stays_background():
+    ids = np.array([[0, 2**40], [2**63 + 5, 2**40]], np.uint64)
+    labels = RandomCrops([sample(ids.astype(float), ids)], 2, Copy()).crop(0)[1]
+    assert labels.dtype == np.int32
+    assert sorted(np.unique(labels, return_counts=True)[1]) == [1, 1, 2]
+    assert 0 in labels
+    labels = RandomCrops([sample(ids[1:] * 1.0, ids[1:])], (1, 2), Copy()).crop(0)[1]
+    assert 0 not in labels
+    small = np.array([[0, 70_000], [3, 70_000]], np.int64)
+    labels = RandomCrops([sample(small * 1.0, small)], 2, Copy()).crop(0)[1]
+    assert sorted(labels.ravel()) == [0, 3, 70_000, 70_000]
+
+
+@pytest.mark.parametrize(
+    ("image", "labels", "message"),
+    [
+        (np.array([[1.0, np.nan]]), np.zeros((1, 2), int), "bad: the image contains NaN"),
+        (np.array([[1.0, np.inf]]), np.zeros((1, 2), int), "bad: the image contains NaN or inf"),
+        (np.zeros((2, 2)), None, "bad: training needs labels"),
+        (np.zeros((2, 2)), np.zeros((2, 3), int), r"bad: image \(2, 2\) and labels \(2, 3\)"),
+        (np.zeros((2, 2)), np.zeros((2, 2)), "bad: labels must be whole numbers >= 0, got float"),
+        (np.zeros((2, 2)), np.full((2, 2), -1), "bad: labels .* got int64 from -1"),
+        (np.zeros((2, 2, 2)), np.zeros((2, 2), int), r"must have 1 channels .* \(2, 2, 2\)"),
+    ],
+)
+def test_samples_that_cannot_be_used(image, labels, message):
+    with pytest.raises(ValueError, match=message):
+        RandomCrops([sample(image, labels, "bad")], 2, Copy())[0]
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"samples": []}, "at least one sample"),
+        ({"crop_size": 0}, "`crop_size` must be one or two numbers > 0, got 0"),
+        ({"crop_size": (1, 2, 3)}, "`crop_size` must be one or two"),
+        ({"crop_size": (4, 5), "rotations": True}, r"must be square for rotations, got \(4, 5\)"),
+        ({"length": 0}, "`length` must be at least 1, got 0"),
+    ],
+)
+def test_arguments_out_of_range(changes, message):
+    arguments = {"samples": [numbered(9, 9)], "crop_size": 4, "representation": Copy()} | changes
+    with pytest.raises(ValueError, match=message):
+        RandomCrops(**arguments)
+
+
+def test_numbers_beyond_the_end():
+    crops = RandomCrops([numbered(9, 9)], 4, Copy(), length=3)
+    assert len(list(crops)) == 3
+    for index in (3, -1):
+        with pytest.raises(IndexError, match=f"0 ... 2, got {index}"):
+            crops[index]
+
+
+def test_channels():
+    grey = np.array([[1, 2], [3, 4]], np.uint16)
+    colour = np.stack([grey, grey * 2, grey * 3], axis=-1)
+    assert to_channels(grey, 1).dtype == np.float32
+    np.testing.assert_array_equal(to_channels(grey, 1), [grey])
+    np.testing.assert_array_equal(to_channels(grey, 2), [grey, grey])
+    np.testing.assert_array_equal(to_channels(grey[..., None], 2), [grey, grey])
+    np.testing.assert_array_equal(to_channels(colour, 3), [grey, grey * 2, grey * 3])
+    np.testing.assert_array_equal(to_channels(colour, 1), [grey * 2])
+    for image, wanted in ((colour, 2), (colour[..., :2], 1), (np.zeros((2, 2, 4)), 3)):
+        with pytest.raises(ValueError, match=rf"must have {wanted} channels"):
+            to_channels(image, wanted)
+    with pytest.raises(ValueError, match=r"must have axes .y, x. or .y, x, c., got shape .3,."):
+        to_channels(np.zeros(3), 1)
+
+
+def test_worker_processes_give_the_same_crops(rng):
+    samples = [sample(rng.random((20, 20)), rng.integers(0, 5, (20, 20)), f"{i}") for i in range(3)]
+    crops = RandomCrops(samples, 8, Copy(), length=8)
+    loader = DataLoader(crops, batch_size=2, num_workers=2)
+    for number, (images, targets) in enumerate(loader):
+        for place in range(2):
+            image, target = crops[2 * number + place]
+            assert torch.equal(images[place], image)
+            assert torch.equal(targets[place], target)
+
+
+def test_crops_of_real_cells(shared_data):
+    cells = shared_data / "usiigaci"
+    pairs = find_pairs(cells / "images" / "val", cells / "labels" / "val")
+    crops = RandomCrops(pairs, 256, Copy(), length=6)
+    for i in range(6):
+        image, labels = crops.crop(i)
+        assert image.shape == (1, 256, 256)
+        assert labels.shape == (256, 256)
+        assert abs(float(image.mean())) < 1e-3
+        assert abs(float(image.std()) - 1) < 1e-3
