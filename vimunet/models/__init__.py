@@ -63,6 +63,6 @@ def build_model(
             f"Unknown option {unknown[0]!r} of model {name!r}. Known: {', '.join(sorted(known))}."
         )
     arguments = {"in_channels": in_channels, "out_channels": out_channels, **options}
-    network = builder(**arguments)
+    network: Any = builder(**arguments)
     network.config = {"model": name, "model_args": arguments}
     return network

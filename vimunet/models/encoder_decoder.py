@@ -12,6 +12,8 @@ Source:
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import pairwise
+from typing import Literal
 
 import torch
 import torch.nn.functional as F  # noqa: N812
@@ -65,8 +67,8 @@ class Canvas:
             if shape != (y, x):
                 image = F.interpolate(image, shape, mode="bilinear", antialias=True)
         if self.sam_stats:
-            mean, std = torch.tensor([SAM_MEAN, SAM_STD], dtype=torch.float32).to(image)
-            image = (image - mean[:, None, None]) / std[:, None, None]
+            mean, std = image.new_tensor([SAM_MEAN, SAM_STD])[:, :, None, None]
+            image = (image - mean) / std
         y, x = image.shape[2:]
         return F.pad(image, (0, self.size - x, 0, self.size - y)), (y, x)
 
@@ -94,9 +96,9 @@ class Canvas:
 class _Convolution(nn.Module):
     """3 x 3 convolution under the parameter name that torch-em gives it."""
 
-    def __init__(self, channels: int) -> None:
+    def __init__(self, channels: int, bias: bool) -> None:
         super().__init__()
-        self.block = nn.Conv2d(channels, channels, kernel_size=3, padding=1)
+        self.block = nn.Conv2d(channels, channels, kernel_size=3, padding=1, bias=bias)
 
     def forward(self, maps: Tensor) -> Tensor:
         return self.block(maps)
@@ -110,7 +112,8 @@ class Deconv(nn.Module):
         out_channels: Channels after.
         upsampling: "transposed" or "bilinear", see `Upsample`.
         batch_norm: Batch norm as published; otherwise an instance norm, which is the same in
-            train and eval mode and does not tie the images of a batch together.
+            train and eval mode and does not tie the images of a batch together (and would take
+            away again a bias of the convolution, which is left out).
     """
 
     def __init__(
@@ -119,7 +122,7 @@ class Deconv(nn.Module):
         super().__init__()
         self.block = nn.Sequential(
             Upsample(in_channels, out_channels, upsampling),
-            _Convolution(out_channels),
+            _Convolution(out_channels, bias=batch_norm),
             nn.BatchNorm2d(out_channels) if batch_norm else InstanceNorm(),
             nn.ReLU(inplace=True),
         )
@@ -226,8 +229,8 @@ class LayerSkips(EncoderDecoder):
     def _build_side_path(self, in_channels: int, embed_dim: int, upsampling: str) -> int:
         widths = (embed_dim, *FEATURES[:3])
         self.deconv1 = Deconv(embed_dim, FEATURES[0], upsampling)
-        self.deconv2 = nn.Sequential(*(Deconv(*widths[i : i + 2], upsampling) for i in range(2)))
-        self.deconv3 = nn.Sequential(*(Deconv(*widths[i : i + 2], upsampling) for i in range(3)))
+        self.deconv2 = nn.Sequential(*(Deconv(a, b, upsampling) for a, b in pairwise(widths[:3])))
+        self.deconv3 = nn.Sequential(*(Deconv(a, b, upsampling) for a, b in pairwise(widths)))
         self.deconv4 = ConvBlock(in_channels, FEATURES[3])
         return FEATURES[3]
 
@@ -271,7 +274,7 @@ class _Generation:
     """What changed between the three published ViM-UNets."""
 
     rope: bool
-    class_token: str
+    class_token: Literal["front", "middle"]
     legacy_removal: bool
     average: bool
     upsampling: str
@@ -331,7 +334,7 @@ def vim_unet(
         (the generations above; `VimEncoder` and `EncoderDecoder` say what differs in each part).
     """
     if variant == "default":
-        layers = (depth // 3, 2 * depth // 3) if skip_connections else ()
+        layers = (depth // 3 - 1, 2 * depth // 3 - 1) if skip_connections else ()
         encoder = VimEncoder(
             in_channels,
             image_size or 512,

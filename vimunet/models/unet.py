@@ -8,6 +8,7 @@ Source:
 """
 
 from collections.abc import Sequence
+from itertools import pairwise
 
 import torch
 import torch.nn.functional as F  # noqa: N812
@@ -138,7 +139,7 @@ class Decoder(nn.Module):
 
     def __init__(self, features: Sequence[int], upsampling: str) -> None:
         super().__init__()
-        steps = list(zip(features[:-1], features[1:], strict=True))
+        steps = list(pairwise(features))
         self.blocks = nn.ModuleList(ConvBlock(2 * fine, fine) for _, fine in steps)
         self.samplers = nn.ModuleList(Upsample(coarse, fine, upsampling) for coarse, fine in steps)
 
@@ -164,13 +165,12 @@ class _Encoder(nn.Module):
         super().__init__()
         channels = [in_channels, *features]
         self.blocks = nn.ModuleList(
-            ConvBlock(before, after)
-            for before, after in zip(channels[:-1], channels[1:], strict=True)
+            ConvBlock(before, after) for before, after in pairwise(channels)
         )
 
     def forward(self, maps: Tensor) -> tuple[Tensor, list[Tensor]]:
         """Map (b, c, y, x) to the coarsest maps and the skips, coarse to fine."""
-        skips = []
+        skips: list[Tensor] = []
         for block in self.blocks:
             maps = block(maps)
             skips.insert(0, maps)
