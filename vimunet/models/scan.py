@@ -7,12 +7,20 @@ Axis letters: b images, l tokens, d channels, n state size.
 """
 
 import functools
+import importlib
 from collections.abc import Callable
 from typing import Any, Literal
 
 import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
+
+_kernels: Any = None
+_kernels_error = ""
+try:
+    _kernels = importlib.import_module("vimunet._kernels")
+except ImportError as error:  # not built, or built for another system
+    _kernels_error = str(error)
 
 Direction = Literal["forward", "reverse"]
 
@@ -117,7 +125,9 @@ def selective_scan(
     with torch.autocast(u.device.type, enabled=False):
         u, delta, A, B, C, D = (tensor.to(state_dtype(dtype)) for tensor in (u, delta, A, B, C, D))
         backend, _ = active_backend(u.device)
-        if backend == "mamba_ssm" and u.dtype == torch.float32:
+        if u.dtype == torch.float32 and backend == "cpp":
+            y = _CompiledScan.apply(u, delta, A, B, C, D, direction == "reverse")
+        elif u.dtype == torch.float32 and backend == "mamba_ssm":
             y = _scan_mamba_ssm(u, delta, A, B, C, D, direction == "reverse")
         else:
             y = _ChunkedScan.apply(u, delta, A, B, C, direction == "reverse") + D * u
@@ -134,6 +144,13 @@ def active_backend(device: torch.device | str) -> tuple[str, str]:
         Name of the backend, and one sentence why it was taken. float64 always runs in "torch".
     """
     device = torch.device(device)
+    if device.type == "cpu":
+        if _kernels is None:
+            return "torch", f"The compiled `vimunet._kernels` is missing: {_kernels_error}."
+        if torch.compiler.is_compiling():
+            return "torch", "Inside `torch.compile` the chunked scan in plain torch is traced."
+        width = _kernels.WIDTHS[0]
+        return "cpp", f"`vimunet._kernels` is built; it computes {width} channels at once."
     if device.type != "cuda":
         return "torch", f"The chunked scan in plain torch runs on every device, here {device.type}."
     try:
@@ -187,6 +204,52 @@ def _scan_mamba_ssm(
     u, delta, B, C = (tensor.contiguous() for tensor in sequences)
     y = _mamba_ssm_kernel()(u, delta, A.contiguous(), B, C, D.contiguous())
     return (y.flip(-1) if reverse else y).transpose(1, 2)
+
+
+class _CompiledScan(torch.autograd.Function):
+    """The recurrence in C++, for float32 on the CPU; `kernels/selective_scan.cpp` explains it.
+
+    Runs on `torch.get_num_threads()` threads. Only the states (chunks, b, d, n) at the borders of
+    chunks of tokens are kept for the backward pass, as much memory as the input for 16 states.
+    """
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        u: Tensor,
+        delta: Tensor,
+        A: Tensor,
+        B: Tensor,
+        C: Tensor,
+        D: Tensor,
+        reverse: bool,
+    ) -> Tensor:
+        """Return y (b, l, d)."""
+        inputs = [tensor.detach().contiguous() for tensor in (u, delta, A, B, C, D)]
+        y, borders = torch.empty_like(inputs[0]), None
+        if any(ctx.needs_input_grad):
+            chunks = -(-u.shape[1] // _kernels.CHUNK)
+            borders = u.new_empty(chunks, u.shape[0], *A.shape)
+            ctx.save_for_backward(*inputs, borders)
+        _kernels.selective_scan_forward(*inputs, y, borders, reverse, torch.get_num_threads())
+        ctx.reverse = reverse
+        return y
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad_y: Tensor) -> tuple[Tensor | None, ...]:
+        """Return the gradients of all six inputs."""
+        *inputs, borders = ctx.saved_tensors
+        gradients = [torch.empty_like(tensor) for tensor in inputs]
+        _kernels.selective_scan_backward(
+            grad_y.contiguous(),
+            *inputs,
+            borders,
+            *gradients,
+            ctx.reverse,
+            torch.get_num_threads(),
+        )
+        return *gradients, None
 
 
 class _ChunkedScan(torch.autograd.Function):
