@@ -134,7 +134,7 @@ def train(
     """Train a network.
 
     SIGINT (Ctrl-C) and SIGTERM end the training after the current iteration: the state is saved,
-    and only then the signal takes its usual effect.
+    and only then the signal takes its usual effect, or else KeyboardInterrupt is raised.
 
     Args:
         network: From `build_model`, with one output channel for each map. Trained in place.
@@ -263,6 +263,7 @@ def train(
     if interrupted:
         _logger.info("Stopped after iteration %d. Continue with `resume`.", state.iteration)
         signal.raise_signal(signals.received or signal.SIGTERM)
+        raise KeyboardInterrupt  # where the signal has no effect: this is not a finished training
     fabric.barrier()  # the files are complete
     best = Path(config.output) / "best.safetensors"
     return best if best.exists() else best.with_name("last.safetensors")

@@ -114,9 +114,13 @@ class RunFolder:
             items: Which items of `RandomCrops` they are.
         """
         path = self.folder / f"not_finite_{iteration + 1:07d}_process_{rank}.npz"
-        arrays = {"images": images.cpu().numpy(), "targets": targets.cpu().numpy()}
         with replacing(path) as temporary, temporary.open("wb") as file:
-            np.savez_compressed(file, **arrays, items=np.asarray(items))
+            np.savez_compressed(
+                file,
+                images=images.cpu().numpy(),
+                targets=targets.cpu().numpy(),
+                items=np.asarray(items),
+            )
         return path
 
     def open_log(self, iteration: int, iterations: int, seconds: float) -> "Log":

@@ -106,7 +106,7 @@ class Validation:
                 logits = self._network(self._fabric.to_device(image)[None]).float().cpu()
                 losses.append(self._loss(logits, target[None]).item())
                 if len(preview) < _PREVIEW_CROPS:
-                    preview.append((image, target, logits[0].sigmoid()))
+                    preview.append((image, target, logits[0].sigmoid().nan_to_num()))
         self._network.train()
         loss, msa = self._mean(losses), None
         if self._has_images:

@@ -1,0 +1,66 @@
+"""The whole road on one synthetic image: a network must learn it until its labels come out."""
+
+import numpy as np
+import pytest
+import torch
+
+pytest.importorskip("lightning_fabric")
+
+from vimunet import load_model, segment
+from vimunet.data import Sample
+from vimunet.evaluation import mean_segmentation_accuracy
+from vimunet.models import build_model
+from vimunet.representation import Boundaries, Distances
+from vimunet.training import TrainConfig, train
+
+
+def touching_discs():
+    """(64, 64) noisy image of 7 discs, in two groups that touch, and its labels."""
+    y, x = np.mgrid[:64, :64]
+    labels = np.zeros((64, 64), np.int32)
+    centers = [(14, 12), (14, 31), (14, 50), (33, 21), (33, 40), (52, 12), (52, 48)]
+    for number, (row, column) in enumerate(centers, start=1):
+        labels[((y - row) ** 2 + (x - column) ** 2 < 92) & (labels == 0)] = number
+    noise = np.random.default_rng(0).normal(0, 8, labels.shape)
+    return (20 + 100 * (labels > 0) + noise).astype(np.float32), labels
+
+
+@pytest.fixture(autouse=True)
+def _one_thread():
+    """Small networks are slower on several threads, much so on a busy machine."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+@pytest.mark.parametrize(
+    ("name", "options", "representation", "iterations", "lr"),
+    [
+        ("unet", {"features": 16, "depth": 2}, Boundaries(), 60, 3e-3),
+        ("unet", {"features": 16, "depth": 2}, Distances(), 100, 3e-3),
+        ("vim_t", {"embed_dim": 32, "depth": 4, "skip_connections": True}, Boundaries(), 40, 1e-3),
+    ],
+    ids=["unet-boundaries", "unet-distances", "vim-boundaries"],
+)
+def test_one_image_is_learnt(name, options, representation, iterations, lr, tmp_path):
+    image, labels = touching_discs()
+    samples = [Sample("discs", touching_discs)]
+    torch.manual_seed(0)
+    network = build_model(name, out_channels=len(representation.channels), **options)
+    config = TrainConfig(
+        output=tmp_path / "run",
+        iterations=iterations,
+        crop_size=64,
+        batch_size=1,
+        lr=lr,
+        validation_interval=20,
+        val_crops=1,
+        workers=0,
+        device="cpu",
+    )
+    untrained = representation.decode(np.full((len(representation.channels), 64, 64), 0.5, "f4"))
+    assert mean_segmentation_accuracy(untrained, labels) < 0.1
+    best = train(network, representation, samples, samples, config)
+    found = segment(image, load_model(best))
+    assert mean_segmentation_accuracy(found, labels) > 0.9

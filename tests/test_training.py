@@ -1,0 +1,620 @@
+"""The training loop: exact continuation, honest files, safe ends, several processes."""
+
+import csv
+import json
+import math
+import os
+import signal
+import subprocess
+import sys
+import threading
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+pytest.importorskip("lightning_fabric")
+
+import vimunet.training
+from vimunet.checkpoint import load_model
+from vimunet.data import Sample
+from vimunet.data.crops import RandomCrops
+from vimunet.losses import dice_loss
+from vimunet.models import build_model
+from vimunet.representation import Boundaries, Distances
+from vimunet.training import TrainConfig, train
+from vimunet.validation import Score, Validation
+
+
+def read_discs(seed):
+    rng = np.random.default_rng(seed)
+    y, x = np.mgrid[:40, :48]
+    labels = np.zeros((40, 48), np.int32)
+    for number, (row, column) in enumerate([(12, 12), (12, 29), (29, 20)], start=1):
+        labels[(y - row) ** 2 + (x - column) ** 2 < 80] = number
+    return (labels > 0) * 100 + rng.normal(0, 5, labels.shape), labels
+
+
+SAMPLES = [Sample(f"discs{seed}", partial(read_discs, seed)) for seed in range(3)]
+
+
+class Tiny(nn.Module):
+    """Small, and with all that makes continuing hard: running means and dropped channels."""
+
+    in_channels, out_channels, stride, max_size = 1, 2, 2, None
+
+    def __init__(self):
+        super().__init__()
+        self.config = {"model": "tiny", "model_args": {}}
+        self.layers = nn.Sequential(
+            nn.Conv2d(1, 6, 3, padding=1),
+            nn.BatchNorm2d(6),
+            nn.Dropout2d(0.3),
+            nn.ReLU(),
+            nn.Conv2d(6, 2, 3, padding=1),
+        )
+
+    def forward(self, image):
+        return self.layers(image)
+
+
+def tiny():
+    torch.manual_seed(5)
+    return Tiny()
+
+
+@pytest.fixture(autouse=True)
+def _one_thread():
+    """Networks of a few weights are slower on several threads, much so on a busy machine."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+@pytest.fixture
+def config(tmp_path):
+    return TrainConfig(
+        output=tmp_path / "run",
+        iterations=6,
+        crop_size=16,
+        batch_size=2,
+        lr=1e-2,
+        validation_interval=2,
+        val_crops=4,
+        val_images=1,
+        lr_patience=0,
+        workers=0,
+        device="cpu",
+    )
+
+
+def run(config, network=None, **changes):
+    network = network or tiny()
+    best = train(network, Boundaries(), SAMPLES, SAMPLES[:2], replace(config, **changes))
+    return network, best
+
+
+def log_of(folder):
+    with (Path(folder) / "log.csv").open() as file:
+        return list(csv.DictReader(file))
+
+
+def column(folder, name):
+    return [row[name] for row in log_of(folder)]
+
+
+def state_of(folder):
+    return torch.load(Path(folder) / "training_state.pt", weights_only=True)
+
+
+def same(a, b):
+    return a.keys() == b.keys() and all(torch.equal(a[name], b[name]) for name in a)
+
+
+# What a run leaves behind
+
+
+def test_defaults_are_the_papers():
+    config = TrainConfig("run")
+    assert (config.iterations, config.crop_size, config.batch_size) == (100_000, 512, 2)
+    assert (config.lr, config.lr_factor, config.lr_patience) == (1e-4, 0.9, 10)
+    assert config.precision == "float32"
+    assert not config.rotations
+
+
+def test_files_of_a_run(config):
+    network = build_model("unet", features=4, depth=1)
+    _, best = run(config, network, training_data="discs", licence="CC0")
+    folder = Path(config.output)
+    assert best == folder / "best.safetensors"
+    rows = log_of(folder)
+    assert [int(row["iteration"]) for row in rows] == [1, 2, 3, 4, 5, 6]
+    assert [bool(row["val_loss"]) for row in rows] == [False, True] * 3
+    assert [bool(row["val_mSA"]) for row in rows] == [False, True] * 3
+    seconds = [float(row["seconds"]) for row in rows]
+    assert seconds == sorted(seconds)
+    assert {path.name for path in (folder / "preview").iterdir()} == {
+        f"{i:07d}.png" for i in (2, 4, 6)
+    }
+    settings = json.loads((folder / "config.json").read_text())
+    assert (settings["crop_size"], settings["model"]) == (16, "unet")
+    assert settings["train_samples"].startswith("3 from discs0 to discs2")
+    assert not list(folder.rglob("*.tmp"))
+
+    model = load_model(folder / "last.safetensors")
+    assert same(model.network.state_dict(), network.state_dict())
+    assert model.representation == Boundaries()
+    info = load_model(best).info
+    scores = {int(row["iteration"]): float(row["val_mSA"]) for row in rows if row["val_mSA"]}
+    assert info["val_mSA"] == pytest.approx(max(scores.values()), abs=1e-6)
+    assert (info["training_data"], info["licence"]) == ("discs", "CC0")
+    assert info["config"]["lr"] == 1e-2
+    assert "output" not in info["config"]  # a path of this machine is nobody's business
+
+
+def test_tensorboard_has_the_same_numbers(config):
+    accumulator = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
+    run(config)
+    events = accumulator.EventAccumulator(str(config.output))
+    events.Reload()
+    logged = [float(loss) for loss in column(config.output, "loss")]
+    assert [event.value for event in events.Scalars("loss")] == pytest.approx(logged)
+    assert [event.step for event in events.Scalars("val_loss")] == [2, 4, 6]
+
+
+def test_preview_shows_image_targets_prediction_and_labels(config):
+    image = pytest.importorskip("PIL.Image")
+    run(config)
+    shown = np.asarray(image.open(Path(config.output) / "preview" / "0000006.png").convert("RGB"))
+    assert shown.shape[1] > 2 * shown.shape[0]  # 7 panels wide, 3 crops high
+    colourful = (shown.max(axis=2).astype(int) - shown.min(axis=2)) > 50
+    assert colourful.mean() > 0.01  # labels are in colour, all else is grey
+
+
+def test_first_loss_is_the_loss_of_the_first_crops(config):
+    network = tiny()
+    network.layers[2].p = 0.0
+    crops = RandomCrops(SAMPLES, 16, Boundaries(), seed=0)
+    images, targets = (torch.stack(part) for part in zip(crops[0], crops[1], strict=True))
+    expected = dice_loss(network(images).sigmoid(), targets).item()
+    run(config, network, iterations=1)
+    assert float(column(config.output, "loss")[0]) == pytest.approx(expected, rel=1e-6)
+
+
+def test_learns_something_and_trains_in_train_mode(config):
+    network = tiny().eval()  # as it comes from `load_model`
+    run(config, network, iterations=40, validation_interval=40)
+    losses = [float(loss) for loss in column(config.output, "loss")]
+    assert np.mean(losses[-5:]) < 0.8 * np.mean(losses[:5])
+    assert network.layers[1].num_batches_tracked == 40
+
+
+def test_random_numbers_of_the_caller_are_left_alone(config):
+    network = tiny()
+    torch.manual_seed(1)
+    expected = torch.rand(3)
+    torch.manual_seed(1)
+    run(config, network, iterations=2)
+    assert torch.equal(torch.rand(3), expected)
+
+
+def test_workers_change_nothing(config, tmp_path):
+    run(config, iterations=3)
+    run(config, iterations=3, workers=2, output=tmp_path / "other")
+    assert column(config.output, "loss") == column(tmp_path / "other", "loss")
+
+
+def test_seed_changes_the_crops(config, tmp_path):
+    for seed, folder in ((0, tmp_path / "first"), (1, tmp_path / "second")):
+        network = tiny()
+        network.layers[2].p = 0.0
+        run(config, network, iterations=2, seed=seed, output=folder)
+    assert column(tmp_path / "first", "loss") != column(tmp_path / "second", "loss")
+
+
+def test_bf16(config):
+    network, _ = run(config, precision="bf16")
+    assert all(math.isfinite(float(loss)) for loss in column(config.output, "loss"))
+    assert {parameter.dtype for parameter in network.parameters()} == {torch.float32}
+
+
+# Continuing
+
+
+@pytest.mark.parametrize("stop", [2, 3])  # at a validation, and between two
+def test_resumed_run_equals_the_uninterrupted_one(config, tmp_path, stop):
+    whole, _ = run(config)
+    parts = tmp_path / "parts"
+    run(config, output=parts, iterations=stop)
+    continued = Tiny()  # other weights: all must come from the file
+    run(config, continued, output=parts, resume=True)
+    assert column(parts, "loss") == column(config.output, "loss")
+    assert column(parts, "lr") == column(config.output, "lr")
+    assert same(whole.state_dict(), continued.state_dict())
+    a, b = state_of(config.output), state_of(parts)
+    assert a["scheduler"] == b["scheduler"]
+    assert a["iteration"] == b["iteration"] == 6
+    for key, value in a["optimizer"]["state"].items():
+        assert same(value, b["optimizer"]["state"][key])
+
+
+def test_rows_after_the_state_are_forgotten(config):
+    run(config, iterations=4)
+    log = Path(config.output) / "log.csv"
+    with log.open("a") as file:
+        file.write("5,123,0.01,,,9,0\n6,12")  # killed while it wrote
+    run(config, resume=True)
+    assert column(config.output, "iteration") == ["1", "2", "3", "4", "5", "6"]
+    assert "123" not in column(config.output, "loss")
+
+
+def test_best_score_survives_a_break(config, monkeypatch):
+    scripted = iter([Score(1.0, 0.8), Score(1.0, 0.5), Score(1.0, 0.6)])
+    monkeypatch.setattr(vimunet.training.RunFolder, "save_preview", lambda *_: None)
+    monkeypatch.setattr(Validation, "run", lambda self: (next(scripted), []))
+    run(config, iterations=2)
+    best = Path(config.output) / "best.safetensors"
+    before = best.read_bytes()
+    run(config, resume=True)
+    assert best.read_bytes() == before
+    assert state_of(config.output)["best"]["val_mSA"] == 0.8
+
+
+def test_resume_of_a_finished_run_changes_nothing(config):
+    _, best = run(config)
+    before = best.read_bytes(), log_of(config.output)
+    assert run(config, resume=True)[1] == best
+    assert (best.read_bytes(), log_of(config.output)) == before
+
+
+def test_output_is_never_overwritten(config):
+    run(config, iterations=1)
+    with pytest.raises(ValueError, match="`output` must be an empty or a new folder, got .*run"):
+        run(config)
+
+
+def test_nothing_to_resume(config):
+    with pytest.raises(FileNotFoundError, match="No training state in .*run to continue from"):
+        run(config, resume=True)
+
+
+def test_other_settings_are_named(config):
+    run(config, iterations=2)
+    with pytest.raises(ValueError, match=r"batch_size was 2 and is 3; lr was 0\.01 and is 0\.1\."):
+        run(config, resume=True, lr=0.1, batch_size=3)
+    with pytest.raises(ValueError, match="train_samples was '3 from discs0.* and is '2 from"):
+        train(tiny(), Boundaries(), SAMPLES[:2], SAMPLES[:2], replace(config, resume=True))
+    with pytest.raises(ValueError, match="representation was .*'min_size': 10.* and is .*99"):
+        train(tiny(), Boundaries(min_size=99), SAMPLES, SAMPLES[:2], replace(config, resume=True))
+    assert len(log_of(config.output)) == 2
+
+
+# The best model and the learning rate
+
+
+def test_scores_are_compared_by_msa_then_loss():
+    assert Score(2.0, 0.5).is_better_than(Score(1.0, 0.4))
+    assert Score(1.0, 0.5).is_better_than(Score(2.0, 0.5))
+    assert Score(1.0, None).is_better_than(Score(2.0, None))
+    assert not Score(1.0, 0.5).is_better_than(Score(1.0, 0.5))
+    assert Score(5.0, 0.0).is_better_than(Score())
+
+
+@pytest.mark.parametrize("msa", [None, math.nan, math.inf])
+@pytest.mark.parametrize("loss", [math.nan, math.inf])
+def test_a_score_that_is_not_finite_is_never_better(loss, msa):
+    assert not Score(loss, msa).is_better_than(Score())
+    assert not Score(loss, msa).is_better_than(Score(9.0, 0.0))
+    assert Score(9.0, 0.0).is_better_than(Score(loss, msa))
+    assert Score(9.0, None).is_better_than(Score(loss, None))
+
+
+def test_network_that_fails_in_validation_is_never_the_best(config):
+    class Broken(Tiny):
+        def forward(self, image):
+            return super().forward(image) * (1 if self.training else math.nan)
+
+    _, best = run(config, Broken())
+    assert best == Path(config.output) / "last.safetensors"
+    assert column(config.output, "val_loss") == ["", "nan"] * 3
+    assert state_of(config.output)["best"]["val_mSA"] is None
+
+
+def test_learning_rate_falls_when_the_loss_does_not(config, monkeypatch):
+    scripted = iter([Score(1.0), Score(0.5), Score(0.6), Score(0.7), Score(0.4)])
+    monkeypatch.setattr(vimunet.training.RunFolder, "save_preview", lambda *_: None)
+    monkeypatch.setattr(Validation, "run", lambda self: (next(scripted), []))
+    run(config, iterations=9)  # the last validation, at 9, must not count
+    used = [float(lr) for lr in column(config.output, "lr")]
+    assert used == pytest.approx([1e-2] * 6 + [0.9e-2] * 2 + [0.81e-2])
+    assert load_of_best(config) == 9
+
+
+def load_of_best(config):
+    from safetensors import safe_open
+
+    with safe_open(Path(config.output) / "best.safetensors", framework="np") as file:
+        return json.loads(file.metadata()["info"])["iteration"]
+
+
+def test_validation_is_the_mean_over_crops_and_images(config):
+    network = tiny()
+    fabric = vimunet.training._start_fabric(config)
+    model = vimunet.training.TrainedModel(network, Boundaries())
+    score, preview = Validation(fabric, model, SAMPLES, 16, 4, 2, "float32").run()
+    assert network.training  # again
+    crops = RandomCrops(SAMPLES, 16, Boundaries(), seed=0, length=4)
+    network.eval()
+    with torch.no_grad():
+        losses = [
+            dice_loss(network(crops[i][0][None]).sigmoid(), crops[i][1][None]) for i in range(4)
+        ]
+    assert score.val_loss == pytest.approx(float(sum(losses)) / 4, rel=1e-6)
+    assert 0 <= score.val_mSA <= 1
+    assert len(preview) == 3
+    assert torch.equal(preview[1][0], crops[1][0])
+
+
+def test_perfect_maps_score_one(config):
+    class Perfect(Tiny):
+        """Knows the labels of the only image, and cheats."""
+
+        def forward(self, image):
+            logits = torch.from_numpy(Boundaries().encode(read_discs(0)[1])) * 20 - 10
+            return logits[None] if image.shape[2:] == logits.shape[1:] else super().forward(image)
+
+    fabric = vimunet.training._start_fabric(config)
+    model = vimunet.training.TrainedModel(Perfect(), Boundaries())
+    score, _ = Validation(fabric, model, SAMPLES[:1], 16, 1, 5, "float32").run()
+    assert score.val_mSA > 0.95
+    score, _ = Validation(fabric, model, SAMPLES[:1], 16, 1, 0, "float32").run()
+    assert score.val_mSA is None
+
+
+# Ends
+
+
+def test_time_limit_ends_with_a_validation(config):
+    run(config, iterations=1000, max_minutes=1e-9, validation_interval=500)
+    rows = log_of(config.output)
+    assert len(rows) == 1
+    assert rows[0]["val_mSA"]
+    run(config, iterations=1000, max_minutes=1e-9, validation_interval=500, resume=True)
+    assert len(log_of(config.output)) == 1  # the time of the first part counts
+
+
+def signal_in_iteration(monkeypatch, number, which):
+    """Send this process a signal while it computes the loss of an iteration."""
+    original, calls = vimunet.training.loss_for, []
+
+    def loss_for(representation):
+        loss = original(representation)
+
+        def loss_and_signal(logits, target):
+            calls.append(1)
+            if len(calls) == number:
+                signal.raise_signal(which)
+            return loss(logits, target)
+
+        return loss_and_signal
+
+    monkeypatch.setattr(vimunet.training, "loss_for", loss_for)
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_interrupt_saves_and_leaves(config, tmp_path, monkeypatch, workers):
+    whole, _ = run(config)
+    parts = tmp_path / "parts"
+    handlers = signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM)
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        signal_in_iteration(patch, 3, signal.SIGINT)
+        run(config, output=parts, workers=workers)
+    assert (signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM)) == handlers
+    assert column(parts, "iteration") == ["1", "2", "3"]
+    assert state_of(parts)["iteration"] == 3
+    assert (parts / "last.safetensors").exists()
+    continued, _ = run(config, output=parts, resume=True)
+    assert column(parts, "loss") == column(config.output, "loss")
+    assert same(whole.state_dict(), continued.state_dict())
+
+
+def test_sigterm_takes_its_effect_after_saving(config, monkeypatch):
+    seen = []
+    before = signal.signal(
+        signal.SIGTERM, lambda *_: seen.append(state_of(config.output)["iteration"])
+    )
+    try:
+        signal_in_iteration(monkeypatch, 1, signal.SIGTERM)
+        with pytest.raises(KeyboardInterrupt):  # also where the handler goes on
+            run(config)
+    finally:
+        signal.signal(signal.SIGTERM, before)
+    assert seen == [1]
+
+
+def test_runs_outside_the_main_thread(config):
+    done = []
+    thread = threading.Thread(target=lambda: done.append(run(config, iterations=2)))
+    thread.start()
+    thread.join()
+    assert len(done) == 1
+
+
+def break_iteration(monkeypatch, number, damage):
+    original, calls = vimunet.training.loss_for, []
+
+    def loss_for(representation):
+        loss = original(representation)
+
+        def broken(logits, target):
+            calls.append(1)
+            return (
+                damage(loss(logits, target), logits)
+                if len(calls) == number
+                else loss(logits, target)
+            )
+
+        return broken
+
+    monkeypatch.setattr(vimunet.training, "loss_for", loss_for)
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        lambda loss, logits: loss * math.nan,
+        lambda loss, logits: loss * math.inf,
+        # finite loss, infinite gradient
+        lambda loss, logits: loss + (logits.flatten()[0].detach() - logits.flatten()[0]).sqrt(),
+    ],
+    ids=["nan", "inf", "gradient"],
+)
+def test_loss_that_is_not_finite_stops_the_training(config, tmp_path, monkeypatch, damage):
+    good, _ = run(config, iterations=2)
+    folder = tmp_path / "broken"
+    with monkeypatch.context() as patch, pytest.raises(FloatingPointError, match="Iteration 3 "):
+        break_iteration(patch, 3, damage)
+        run(config, output=folder)
+    state = state_of(folder)
+    assert state["iteration"] == 2
+    assert same(state["network"], good.state_dict())  # running means too
+    crops = RandomCrops(SAMPLES, 16, Boundaries(), seed=0, length=6)
+    with np.load(folder / "not_finite_0000003_process_0.npz") as saved:
+        for place, item in enumerate((4, 5)):
+            assert np.array_equal(saved["images"][place], crops[item][0])
+            assert np.array_equal(saved["targets"][place], crops[item][1])
+            assert saved["items"][place] == item
+    continued, _ = run(config, output=folder, resume=True)
+    assert all(p.isfinite().all() for p in continued.state_dict().values())
+
+
+# Wrong arguments
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"iterations": 0}, "`iterations` must be at least 1, got 0"),
+        ({"val_crops": 0}, "`val_crops` must be at least 1, got 0"),
+        ({"workers": -1}, "`workers` must not be negative, got -1"),
+        ({"lr": 0}, "`lr` must be positive, got 0"),
+        ({"lr": math.nan}, "`lr` must be positive, got nan"),
+        ({"lr_factor": 1}, "`lr_factor` must lie between 0 and 1, got 1"),
+        ({"max_minutes": 0}, "`max_minutes` must be positive, got 0"),
+        ({"precision": "int8"}, "Unknown precision 'int8'. Known: float32, bf16"),
+    ],
+)
+def test_settings_out_of_range(changes, message):
+    with pytest.raises(ValueError, match=message):
+        TrainConfig("run", **changes)
+
+
+def test_what_does_not_fit_together_is_said_before_anything_is_written(config):
+    with pytest.raises(ValueError, match="`network` must predict 3 maps .* got 2.*out_channels=3"):
+        train(tiny(), Distances(), SAMPLES, SAMPLES, config)
+    with pytest.raises(ValueError, match="`crop_size` must be divisible by 2, got 15. Use 16"):
+        run(config, crop_size=15)
+    with pytest.raises(ValueError, match="`val_samples` must hold at least one sample"):
+        train(tiny(), Boundaries(), SAMPLES, [], config)
+    limited = tiny()
+    limited.max_size = 8
+    with pytest.raises(ValueError, match="`crop_size` must be at most 8 for this network, got 16"):
+        run(config, limited)
+    assert not Path(config.output).exists()
+
+
+# Several processes
+
+SCRIPT = """
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+sys.path.insert(0, {tests!r})
+import torch
+
+torch.set_num_threads(1)
+import test_training as t
+import vimunet.training
+
+folder = Path({folder!r})
+seen = []
+original = vimunet.training.loss_for
+
+
+def loss_for(representation):
+    loss = original(representation)
+    return lambda logits, target: (seen.append(target), loss(logits, target))[1]
+
+
+vimunet.training.loss_for = loss_for
+rank = int(t.os.environ["RANK"])
+torch.manual_seed(100 + rank)  # other weights in each process, to be made equal
+network = t.Tiny()
+config = t.TrainConfig(
+    output=folder / "run", iterations=4, crop_size=16, batch_size=2, lr=1e-2, val_crops=3,
+    validation_interval=2, val_images=2, lr_patience=0, workers=0, device="cpu",
+)
+vimunet.training.RunFolder.save_preview = lambda *_: None
+best = t.train(network, t.Boundaries(), t.SAMPLES, t.SAMPLES[:2], replace(config, iterations=2))
+best = t.train(network, t.Boundaries(), t.SAMPLES, t.SAMPLES[:2], replace(config, resume=True))
+torch.save(
+    {{"network": network.state_dict(), "seen": seen, "best": str(best)}}, folder / f"{{rank}}.pt"
+)
+"""
+
+
+@pytest.fixture(scope="module")
+def two_processes(tmp_path_factory):
+    """What two processes had at the end of the same run: folder, and one dict for each."""
+    folder = tmp_path_factory.mktemp("two")
+    script = folder / "script.py"
+    script.write_text(SCRIPT.format(tests=str(Path(__file__).parent), folder=str(folder)))
+    root = str(Path(__file__).resolve().parents[1])
+    done = subprocess.run(
+        [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2", "--standalone",
+         str(script)],
+        capture_output=True,
+        text=True,
+        timeout=300,
+        env={**os.environ, "PYTHONPATH": root, "OMP_NUM_THREADS": "1"},
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr[-3000:]
+    return folder / "run", [torch.load(folder / f"{rank}.pt") for rank in (0, 1)]
+
+
+def test_processes_end_with_the_same_parameters(two_processes):
+    folder, (first, second) = two_processes
+    assert same(first["network"], second["network"])
+    assert same(first["network"], state_of(folder)["network"])
+    torch.manual_seed(100)
+    start = Tiny().state_dict()
+    assert not torch.equal(start["layers.0.weight"], first["network"]["layers.0.weight"])
+
+
+def test_processes_see_different_crops(two_processes):
+    _, ends = two_processes
+    crops = RandomCrops(SAMPLES, 16, Boundaries(), seed=0, length=16)
+    for rank, end in enumerate(ends):
+        assert len(end["seen"]) == 4
+        for iteration, batch in enumerate(end["seen"]):
+            for place in range(2):
+                assert torch.equal(batch[place], crops[(iteration * 2 + rank) * 2 + place][1])
+
+
+def test_only_the_first_process_writes(two_processes):
+    folder, ends = two_processes
+    assert column(folder, "iteration") == ["1", "2", "3", "4"]
+    assert {end["best"] for end in ends} == {str(folder / "best.safetensors")}
+    assert len(list(folder.glob("events*"))) == 2  # one for each part of the run
+
+
+def test_another_number_of_processes_is_another_run(two_processes, config):
+    folder, _ = two_processes
+    with pytest.raises(ValueError, match="processes was 2 and is 1"):
+        run(config, output=folder, resume=True, val_crops=3, val_images=2)
