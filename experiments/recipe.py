@@ -38,9 +38,7 @@ def parser(description: str) -> argparse.ArgumentParser:
     flags.add_argument("--lr", type=float, default=TrainConfig.lr)
     flags.add_argument("--precision", choices=("float32", "bf16"), default=TrainConfig.precision)
     flags.add_argument("--seed", type=int, default=TrainConfig.seed)
-    flags.add_argument(
-        "--validation-interval", type=int, default=TrainConfig.validation_interval
-    )
+    flags.add_argument("--validation-interval", type=int, default=TrainConfig.validation_interval)
     flags.add_argument("--rotations", action="store_true", help="quarter turns, not in the paper")
     flags.add_argument("--resume", action="store_true", help="continue the run in --output")
     return flags

@@ -1,0 +1,136 @@
+"""Score a trained model on validation and test images: with whose thresholds, and how near the top.
+
+For each split the table has the mSA with
+
+    paper    the paper's decoding and thresholds
+    default  the project's decoding and thresholds
+    tuned    the project's decoding with the thresholds that score best on the validation images
+    ceiling  perfect maps, made from the labels, decoded with the project's defaults
+"""
+
+import argparse
+import json
+import statistics
+import time
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import imagecodecs
+import numpy as np
+from tqdm import tqdm
+
+from vimunet.checkpoint import load_model, replacing, save_model
+from vimunet.data import Sample
+from vimunet.evaluation import evaluate, summarize, tune_thresholds, write_csv, write_json
+from vimunet.overlay import draw_overlay
+from vimunet.prediction import predict
+from vimunet.representation import Boundaries
+
+Split = Callable[[Path, str], list[Sample]]
+_OVERLAYS = 4
+
+
+def main(description: str, official: Split, stand_in: Split) -> None:
+    """Read the command line, score, write and print.
+
+    Args:
+        description: What the command is for.
+        official: Reads a split of the original data set.
+        stand_in: Reads a split of the stand-in.
+    """
+    flags = argparse.ArgumentParser(description=description)
+    flags.add_argument("--model", type=Path, required=True, help="model file")
+    data = flags.add_mutually_exclusive_group(required=True)
+    data.add_argument("--data", type=Path, help="folder with the original data set")
+    data.add_argument("--stand-in", type=Path, help="folder with the small stand-in data sets")
+    flags.add_argument("--output", type=Path, required=True, help="folder for tables and pictures")
+    options = flags.parse_args()
+    root, read = (
+        (options.data, official) if options.data is not None else (options.stand_in, stand_in)
+    )
+    summary = score_model(options.model, read(root, "val"), read(root, "test"), options.output)
+    print(json.dumps(summary, indent=2))
+
+
+def score_model(
+    model_file: Path, val_samples: list[Sample], test_samples: list[Sample], output: Path
+) -> dict[str, Any]:
+    """Tune the thresholds on the validation images and score both splits.
+
+    Args:
+        model_file: Written by a training.
+        val_samples: Images with labels to choose thresholds with.
+        test_samples: Images with labels to report.
+        output: Gets `tuned.safetensors`, `SPLIT_RECIPE.csv` with one row per image,
+            `summary.json` and a few overlays.
+
+    Returns:
+        What is in `summary.json`: mean mSA, SA50 and confidence interval per split and recipe.
+    """
+    model = load_model(model_file)
+    default: Any = model.representation
+    boundaries = isinstance(default, Boundaries)
+    # Without a foreground map no pixel is predicted as background, so none is judged.
+    rules = {"labelled_pixels_only": "foreground" not in default.channels}
+    paper = type(default).paper(**({"foreground": default.foreground} if boundaries else {}))
+
+    summary: dict[str, Any] = {
+        "model": model_file.name,
+        "network": model.network.config,  # type: ignore[union-attr]
+        "info": model.info,
+        **rules,
+    }
+    tuned = default
+    for split, samples in (("val", val_samples), ("test", test_samples)):
+        images, maps, labels, seconds = [], [], [], []
+        for sample in tqdm(samples, desc=split, disable=None):
+            image, annotated = sample.read()
+            started = time.perf_counter()
+            maps.append(predict(image, model))
+            seconds.append(time.perf_counter() - started)
+            images.append(image)
+            labels.append(annotated)
+        if split == "val":
+            tuned, _, _ = tune_thresholds(default, maps, labels, **rules)
+            summary["tuned"] = tuned.config()
+            save_model(output / "tuned.safetensors", replace(model, representation=tuned))
+        recipes = {"paper": paper, "default": default, "tuned": tuned}
+        predictions = {
+            name: [recipe.decode(image_maps) for image_maps in maps]
+            for name, recipe in recipes.items()
+        }
+        predictions["ceiling"] = [default.decode(default.encode(truth)) for truth in labels]
+        results: dict[str, Any] = {"median_seconds_per_image": statistics.median(seconds)}
+        for name, predicted in predictions.items():
+            rows = [
+                {"name": sample.name, **evaluate(labelled, truth, **rules)}
+                for sample, labelled, truth in zip(samples, predicted, labels, strict=True)
+            ]
+            scores = summarize(rows)
+            write_csv(output / f"{split}_{name}.csv", scores)
+            results[name] = {
+                "mSA": scores["mean"]["mSA"],
+                "SA50": scores["mean"]["SA50"],
+                "mSA_confidence": scores["confidence"]["mSA"],
+            }
+        summary[split] = {"images": len(samples), **results}
+        _draw(output / split, samples, images, predictions["tuned"], labels)
+    write_json(output / "summary.json", summary)
+    return summary
+
+
+def _draw(
+    folder: Path,
+    samples: list[Sample],
+    images: list[np.ndarray],
+    predictions: list[np.ndarray],
+    labels: list[np.ndarray],
+) -> None:
+    """Write prediction (left) and annotation (right) of some images."""
+    step = max(1, len(samples) // _OVERLAYS)
+    for i in range(0, len(samples), step):
+        pair = [draw_overlay(images[i], found) for found in (predictions[i], labels[i])]
+        with replacing(folder / f"{samples[i].name}.png") as temporary:
+            temporary.write_bytes(imagecodecs.png_encode(np.concatenate(pair, axis=1)))
