@@ -7,8 +7,6 @@ import pytest
 import torch
 from hypothesis import settings
 
-
-
 # The tests are small: one thread is faster than two that wait for each other on a busy machine.
 torch.set_num_threads(1)
 settings.register_profile("no deadline", deadline=None)

@@ -475,17 +475,17 @@ def break_iteration(monkeypatch, number, damage):
     ids=["nan", "inf", "gradient"],
 )
 def test_loss_that_is_not_finite_stops_the_training(config, tmp_path, monkeypatch, damage):
-    good, _ = run(config, iterations=2)
+    good, _ = run(config, iterations=3)
     folder = tmp_path / "broken"
-    with monkeypatch.context() as patch, pytest.raises(FloatingPointError, match="Iteration 3 "):
-        break_iteration(patch, 3, damage)
+    with monkeypatch.context() as patch, pytest.raises(FloatingPointError, match="Iteration 4 "):
+        break_iteration(patch, 4, damage)
         run(config, output=folder)
     state = state_of(folder)
-    assert state["iteration"] == 2
+    assert state["iteration"] == 3  # between two validations
     assert same(state["network"], good.state_dict())  # running means too
-    crops = RandomCrops(SAMPLES, 16, Boundaries(), seed=0, length=6)
-    with np.load(folder / "not_finite_0000003_process_0.npz") as saved:
-        for place, item in enumerate((4, 5)):
+    crops = RandomCrops(SAMPLES, 16, Boundaries(), seed=0, length=8)
+    with np.load(folder / "not_finite_0000004_process_0.npz") as saved:
+        for place, item in enumerate((6, 7)):
             assert np.array_equal(saved["images"][place], crops[item][0])
             assert np.array_equal(saved["targets"][place], crops[item][1])
             assert saved["items"][place] == item

@@ -44,9 +44,7 @@ def dice_loss(prediction: Tensor, target: Tensor) -> Tensor:
         return (1 - 2 * overlap / size.clamp(min=_EMPTY)).sum()
 
 
-def dice_distance_loss(
-    prediction: Tensor, target: Tensor, mask_distances: bool = True
-) -> Tensor:
+def dice_distance_loss(prediction: Tensor, target: Tensor, mask_distances: bool = True) -> Tensor:
     """Dice loss of foreground and two distance maps.
 
     Args:
