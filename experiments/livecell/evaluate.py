@@ -1,4 +1,4 @@
-"""Score a model on LIVECell: mSA with the paper's, the default and tuned thresholds, and the ceiling.
+"""Score a model on LIVECell: mSA with the paper's, default and tuned thresholds, and the ceiling.
 
 python experiments/livecell/evaluate.py --model runs/NAME/best.safetensors --data DIR --output DIR
 """
