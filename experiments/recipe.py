@@ -6,6 +6,7 @@ The flags are the fields of `vimunet.training.TrainConfig`; their defaults are t
 import argparse
 from collections.abc import Callable
 from pathlib import Path
+from typing import Literal
 
 import torch
 
@@ -14,7 +15,7 @@ from vimunet.models import MODELS, build_model
 from vimunet.representation import Boundaries, Distances
 from vimunet.training import TrainConfig, train
 
-Split = Callable[[Path, str], list[Sample]]
+Split = Callable[[Path, Literal["train", "val", "test"]], list[Sample]]
 
 
 def parser(description: str) -> argparse.ArgumentParser:

@@ -15,7 +15,7 @@ import time
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import imagecodecs
 import numpy as np
@@ -28,7 +28,7 @@ from vimunet.overlay import draw_overlay
 from vimunet.prediction import predict
 from vimunet.representation import Boundaries
 
-Split = Callable[[Path, str], list[Sample]]
+Split = Callable[[Path, Literal["train", "val", "test"]], list[Sample]]
 _OVERLAYS = 4
 
 
@@ -73,14 +73,14 @@ def score_model(
     default: Any = model.representation
     boundaries = isinstance(default, Boundaries)
     # Without a foreground map no pixel is predicted as background, so none is judged.
-    rules = {"labelled_pixels_only": "foreground" not in default.channels}
+    labelled_pixels_only = "foreground" not in default.channels
     paper = type(default).paper(**({"foreground": default.foreground} if boundaries else {}))
 
     summary: dict[str, Any] = {
         "model": model_file.name,
         "network": model.network.config,  # type: ignore[union-attr]
         "info": model.info,
-        **rules,
+        "labelled_pixels_only": labelled_pixels_only,
     }
     tuned = default
     for split, samples in (("val", val_samples), ("test", test_samples)):
@@ -93,7 +93,9 @@ def score_model(
             images.append(image)
             labels.append(annotated)
         if split == "val":
-            tuned, _, _ = tune_thresholds(default, maps, labels, **rules)
+            tuned, _, _ = tune_thresholds(
+                default, maps, labels, labelled_pixels_only=labelled_pixels_only
+            )
             summary["tuned"] = tuned.config()
             save_model(output / "tuned.safetensors", replace(model, representation=tuned))
         recipes = {"paper": paper, "default": default, "tuned": tuned}
@@ -105,8 +107,11 @@ def score_model(
         results: dict[str, Any] = {"median_seconds_per_image": statistics.median(seconds)}
         for name, predicted in predictions.items():
             rows = [
-                {"name": sample.name, **evaluate(labelled, truth, **rules)}
-                for sample, labelled, truth in zip(samples, predicted, labels, strict=True)
+                {
+                    "name": sample.name,
+                    **evaluate(found, truth, labelled_pixels_only=labelled_pixels_only),
+                }
+                for sample, found, truth in zip(samples, predicted, labels, strict=True)
             ]
             scores = summarize(rows)
             write_csv(output / f"{split}_{name}.csv", scores)

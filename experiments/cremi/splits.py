@@ -1,20 +1,22 @@
 """Which sections the CREMI experiment trains, validates and tests on."""
 
 from pathlib import Path
+from typing import Literal
 
 from vimunet.data import Sample
 from vimunet.data.cremi import cremi_samples
 from vimunet.data.folder import find_pairs
 
+Split = Literal["train", "val", "test"]
 LICENCE = "See https://cremi.org for the terms of the CREMI data."
 
 
-def official(root: Path, split: str) -> list[Sample]:
+def official(root: Path, split: Split) -> list[Sample]:
     """Read the paper's split of each volume: sections 0-74 "train", 75-99 "val", 100-124 "test"."""
     return cremi_samples(root, split)
 
 
-def stand_in(root: Path, split: str) -> list[Sample]:
+def stand_in(root: Path, split: Split) -> list[Sample]:
     """Read a small stand-in: larval ssTEM sections to learn from, another specimen to test.
 
     Args:

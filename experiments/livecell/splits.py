@@ -1,20 +1,22 @@
 """Which images the LIVECell experiment trains, validates and tests on."""
 
 from pathlib import Path
+from typing import Literal
 
 from vimunet.data import Sample
 from vimunet.data.folder import find_pairs
 from vimunet.data.livecell import livecell_samples
 
+Split = Literal["train", "val", "test"]
 LICENCE = "LIVECell images are CC BY-NC 4.0: this model is for non-commercial use."
 
 
-def official(root: Path, split: str) -> list[Sample]:
+def official(root: Path, split: Split) -> list[Sample]:
     """Read the official split: "train", "val" or "test"."""
     return livecell_samples(root, split, progress=True)
 
 
-def stand_in(root: Path, split: str) -> list[Sample]:
+def stand_in(root: Path, split: Split) -> list[Sample]:
     """Read a small stand-in: Usiigaci to learn from and to choose with, LIVECell images to test.
 
     Args:
