@@ -477,7 +477,10 @@ def break_iteration(monkeypatch, number, damage):
 def test_loss_that_is_not_finite_stops_the_training(config, tmp_path, monkeypatch, damage):
     good, _ = run(config, iterations=3)
     folder = tmp_path / "broken"
-    with monkeypatch.context() as patch, pytest.raises(FloatingPointError, match="Iteration 4 "):
+    with (
+        monkeypatch.context() as patch,
+        pytest.raises(FloatingPointError, match=r"Iteration 4 .*\(of \w+, \w+\)"),
+    ):
         break_iteration(patch, 4, damage)
         run(config, output=folder)
     state = state_of(folder)
@@ -489,6 +492,7 @@ def test_loss_that_is_not_finite_stops_the_training(config, tmp_path, monkeypatc
             assert np.array_equal(saved["images"][place], crops[item][0])
             assert np.array_equal(saved["targets"][place], crops[item][1])
             assert saved["items"][place] == item
+            assert saved["names"][place] == crops.name(item)
     continued, _ = run(config, output=folder, resume=True)
     assert all(p.isfinite().all() for p in continued.state_dict().values())
 

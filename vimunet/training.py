@@ -183,7 +183,8 @@ def train(
         config.val_images,
         _PREDICTION_PRECISIONS[config.precision],
     )
-    batches = iter(_loader(train_samples, network, representation, config, state, fabric))
+    crops = _crops(train_samples, network, representation, config, fabric)
+    batches = iter(_loader(crops, config, state, fabric))
     origin = {
         "training_data": config.training_data,
         "licence": config.licence,
@@ -223,11 +224,15 @@ def train(
                     buffer.copy_(before)
                 run.save_state(state.as_dict())
                 items = _items(state.iteration, config, fabric)
-                path = run.save_crops(state.iteration, fabric.global_rank, images, targets, items)
+                names = [crops.name(item) for item in items]
+                path = run.save_crops(
+                    state.iteration, fabric.global_rank, images, targets, items, names
+                )
                 fabric.barrier()
                 raise FloatingPointError(
                     f"Iteration {state.iteration + 1} gave the loss {mean_loss} and a gradient of "
-                    f"norm {norm}. Its crops are in {path}, the state before it is kept. "
+                    f"norm {norm}. Its crops (of {', '.join(names)}) are in {path}, the state "
+                    "before it is kept. "
                     "Look at the crops, lower `lr`, or use float32."
                 )
             lr = optimizer.param_groups[0]["lr"]
@@ -335,16 +340,15 @@ def _start_fabric(config: TrainConfig) -> Fabric:
     return fabric
 
 
-def _loader(
+def _crops(
     samples: Sequence[Sample],
     network: Any,
     representation: Boundaries | Distances,
     config: TrainConfig,
-    state: _State,
     fabric: Fabric,
-) -> DataLoader:
-    """Read the batches of this process from the present iteration on."""
-    crops = RandomCrops(
+) -> RandomCrops:
+    """All crops of the training, of every process."""
+    return RandomCrops(
         samples,
         config.crop_size,
         representation,
@@ -354,6 +358,10 @@ def _loader(
         rotations=config.rotations,
         min_objects=config.min_objects,
     )
+
+
+def _loader(crops: RandomCrops, config: TrainConfig, state: _State, fabric: Fabric) -> DataLoader:
+    """Read the batches of this process from the present iteration on."""
     workers = config.workers
     if workers is None:
         workers = min(8, max(1, (os.cpu_count() or 1) // 2 // fabric.world_size))

@@ -102,7 +102,13 @@ class RunFolder:
                 figure.savefig(temporary, format="png")
 
     def save_crops(
-        self, iteration: int, rank: int, images: Tensor, targets: Tensor, items: Sequence[int]
+        self,
+        iteration: int,
+        rank: int,
+        images: Tensor,
+        targets: Tensor,
+        items: Sequence[int],
+        names: Sequence[str],
     ) -> Path:
         """Write a batch to look at. Every process may do this.
 
@@ -112,6 +118,7 @@ class RunFolder:
             images: (b, c, y, x) crops.
             targets: (b, m, y, x) targets.
             items: Which items of `RandomCrops` they are.
+            names: Names of the samples they are cut from.
         """
         path = self.folder / f"not_finite_{iteration + 1:07d}_process_{rank}.npz"
         with replacing(path) as temporary, temporary.open("wb") as file:
@@ -120,6 +127,7 @@ class RunFolder:
                 images=images.cpu().numpy(),
                 targets=targets.cpu().numpy(),
                 items=np.asarray(items),
+                names=np.asarray(names),
             )
         return path
 

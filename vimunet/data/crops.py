@@ -153,11 +153,9 @@ class RandomCrops(Dataset):
         """
         if not 0 <= index < self.length:
             raise IndexError(f"`index` must be in 0 ... {self.length - 1}, got {index}.")
-        turn, place = divmod(index, len(self.samples))
-        order = np.random.default_rng([self.seed, turn, 1]).permutation(len(self.samples))
         rng = np.random.default_rng([self.seed, index])
-        image, labels = self._read(int(order[place]))
-        image, labels = self._cut(image, labels, rng, self.samples[order[place]].name)
+        image, labels = self._read(self._number(index))
+        image, labels = self._cut(image, labels, rng, self.name(index))
 
         pixels = to_channels(image, self.in_channels)
         mean, spread = (f(pixels, axis=(1, 2), keepdims=True) for f in (np.mean, np.std))
@@ -174,6 +172,16 @@ class RandomCrops(Dataset):
             turns = int(rng.integers(4))
             pixels, labels = np.rot90(pixels, turns, (-2, -1)), np.rot90(labels, turns)
         return np.ascontiguousarray(pixels), np.ascontiguousarray(labels, np.int32)
+
+    def name(self, index: int) -> str:
+        """Return the name of the sample that item `index` is cut from."""
+        return self.samples[self._number(index)].name
+
+    def _number(self, index: int) -> int:
+        """Return which sample item `index` is cut from."""
+        turn, place = divmod(index, len(self.samples))
+        order = np.random.default_rng([self.seed, turn, 1]).permutation(len(self.samples))
+        return int(order[place])
 
     def _cut(
         self, image: np.ndarray, labels: np.ndarray, rng: np.random.Generator, name: str
