@@ -87,6 +87,7 @@ def loss_for(representation: Boundaries | Distances) -> Callable[[Tensor, Tensor
     Raises:
         TypeError: If there is no loss for this kind of representation.
     """
+    loss: Callable[[Tensor, Tensor], Tensor]
     if isinstance(representation, Distances):
         loss = dice_distance_loss
     elif isinstance(representation, Boundaries):

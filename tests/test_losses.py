@@ -1,0 +1,146 @@
+"""Losses against hand-worked values, the formula, and golden values of torch-em."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from vimunet.losses import dice_distance_loss, dice_loss, loss_for
+from vimunet.representation import Boundaries, Distances
+
+GOLDEN = json.loads((Path(__file__).parent / "golden" / "targets.json").read_text())["losses"]
+BOTH = (2, 2, 6, 7)
+THREE = (2, 3, 6, 7)
+
+
+def formula(shape):
+    """Predictions and 0/1 targets from the formulas that the golden values were made with."""
+    n = np.arange(np.prod(shape))
+    prediction = 0.5 + 0.45 * np.sin(0.7 * n + 0.3)
+    target = ((n * 7) % 11 < 4).astype(np.float64)
+    return tuple(torch.from_numpy(array.reshape(shape)) for array in (prediction, target))
+
+
+def formula_distances():
+    prediction, target = formula(THREE)
+    n = torch.arange(target.numel(), dtype=torch.float64).reshape(THREE)
+    target[:, 1:] = (0.5 + 0.5 * torch.cos(0.31 * n))[:, 1:]
+    return prediction, target
+
+
+def empty_channel():
+    prediction, target = formula(BOTH)
+    target[:, 1] = 0
+    return prediction, target
+
+
+CASES = {
+    "dice_loss": (dice_loss, lambda: formula(BOTH)),
+    "dice_loss_channel1_target_empty": (dice_loss, empty_channel),
+    "dice_based_distance_loss_mask_true": (dice_distance_loss, formula_distances),
+    "dice_based_distance_loss_mask_false": (
+        lambda p, t: dice_distance_loss(p, t, mask_distances=False),
+        formula_distances,
+    ),
+}
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_value_and_gradient_agree_with_golden_values(name):
+    loss, inputs = CASES[name]
+    prediction, target = inputs()
+    prediction.requires_grad_()
+    value = loss(prediction, target)
+    assert value.item() == pytest.approx(GOLDEN[name]["float64"], rel=1e-10)
+    value.backward()
+    expected = dict(GOLDEN[name]["grad"])
+    gradient = prediction.grad.flatten()
+    assert gradient.abs().sum().item() == pytest.approx(expected.pop("abs_sum"), rel=1e-7)
+    for place, number in expected.items():
+        index = int(place.removeprefix("flat[").removesuffix("]"))
+        assert gradient[index].item() == pytest.approx(number, rel=1e-6)
+    assert loss(prediction.float(), target.float()).item() == pytest.approx(
+        GOLDEN[name]["float64"], rel=1e-6
+    )
+
+
+def test_nothing_predicted_and_nothing_there_costs_one_per_map():
+    nothing = torch.zeros(BOTH, dtype=torch.float64)
+    expected = GOLDEN["dice_loss_all_zero_p_and_t"]["float64"]
+    assert dice_loss(nothing, nothing).item() == expected == 2
+
+
+def test_dice_of_a_hand_worked_pair():
+    prediction = torch.tensor([[1.0, 0.5], [0.0, 0.0]]).reshape(1, 1, 2, 2)
+    target = torch.tensor([[1.0, 0.0], [1.0, 0.0]]).reshape(1, 1, 2, 2)
+    # overlap 1, squares 1 + 0.25 and 2: 1 - 2 / 3.25
+    assert dice_loss(prediction, target).item() == pytest.approx(1 - 2 / 3.25)
+
+
+def test_dice_sums_over_the_batch_before_it_divides():
+    prediction, target = formula((2, 1, 6, 7))
+    separate = sum(dice_loss(prediction[i : i + 1], target[i : i + 1]) for i in range(2)) / 2
+    joined = dice_loss(torch.cat(list(prediction), 1)[None], torch.cat(list(target), 1)[None])
+    assert dice_loss(prediction, target).item() == pytest.approx(joined.item())
+    assert dice_loss(prediction, target).item() != pytest.approx(separate.item(), rel=1e-6)
+
+
+def test_perfect_prediction_costs_nothing():
+    target = torch.zeros(1, 3, 5, 5)
+    target[:, :, 1:3, 1:4] = 1
+    assert dice_loss(target, target).item() == pytest.approx(0, abs=1e-6)
+    assert dice_distance_loss(target, target).item() == pytest.approx(0, abs=1e-6)
+
+
+def test_masked_distances_ignore_what_is_predicted_outside():
+    prediction, target = formula_distances()
+    other = prediction.clone()
+    other[:, 1:] = torch.where(target[:, :1] == 0, 0.123, other[:, 1:])
+    assert dice_distance_loss(other, target) == dice_distance_loss(prediction, target)
+    assert dice_distance_loss(other, target, mask_distances=False) != dice_distance_loss(
+        prediction, target, mask_distances=False
+    )
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_sums_are_float32_under_autocast(dtype):
+    shape = (2, 1, 256, 256)  # 131072 ones do not fit into float16 or the digits of bfloat16
+    logits = torch.full(shape, 20.0, dtype=dtype)
+    target = torch.ones(shape)
+    with torch.autocast("cpu", dtype):
+        value = loss_for(Boundaries(foreground=False))(logits, target)
+    assert value.dtype == torch.float32
+    assert value.item() == pytest.approx(0, abs=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("representation", "loss", "inputs"),
+    [
+        (Boundaries(), dice_loss, lambda: formula(BOTH)),
+        (Boundaries(foreground=False), dice_loss, lambda: formula((2, 1, 6, 7))),
+        (Distances(), dice_distance_loss, formula_distances),
+    ],
+)
+def test_loss_for_applies_the_sigmoid(representation, loss, inputs):
+    prediction, target = inputs()
+    value = loss_for(representation)(torch.logit(prediction), target)
+    assert value.item() == pytest.approx(loss(prediction, target).item(), rel=1e-12)
+
+
+def test_loss_of_extreme_logits_has_finite_gradients():
+    logits = torch.tensor([-1e4, 1e4, 0.0, 50.0]).reshape(1, 1, 2, 2).requires_grad_()
+    loss_for(Boundaries(foreground=False))(logits, torch.ones(1, 1, 2, 2)).backward()
+    assert torch.isfinite(logits.grad).all()
+
+
+def test_wrong_inputs_are_named():
+    with pytest.raises(ValueError, match=r"same shape \(b, m, y, x\), got \(2, 1, 4, 4\) and"):
+        dice_loss(torch.zeros(2, 1, 4, 4), torch.zeros(2, 2, 4, 4))
+    with pytest.raises(ValueError, match=r"got \(1, 4, 4\) and \(1, 4, 4\)"):
+        dice_loss(torch.zeros(1, 4, 4), torch.zeros(1, 4, 4))
+    with pytest.raises(ValueError, match="3 maps .* got 2"):
+        dice_distance_loss(torch.zeros(2, 2, 4, 4), torch.zeros(2, 2, 4, 4))
+    with pytest.raises(TypeError, match="`representation` must be Boundaries or Distances"):
+        loss_for("boundaries")
