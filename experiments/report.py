@@ -70,11 +70,15 @@ def score_model(
         What is in `summary.json`: mean mSA, SA50 and confidence interval per split and recipe.
     """
     model = load_model(model_file)
-    default: Any = model.representation
-    boundaries = isinstance(default, Boundaries)
+    kind = type(model.representation)
+    form = (
+        {"foreground": model.representation.foreground}
+        if isinstance(model.representation, Boundaries)
+        else {}
+    )
+    default, paper = kind(**form), kind.paper(**form)
     # Without a foreground map no pixel is predicted as background, so none is judged.
     labelled_pixels_only = "foreground" not in default.channels
-    paper = type(default).paper(**({"foreground": default.foreground} if boundaries else {}))
 
     summary: dict[str, Any] = {
         "model": model_file.name,
