@@ -322,6 +322,41 @@ def test_noisy_maps_are_read_at_least_as_well_as_by_the_paper(rng, representatio
     assert default >= paper
 
 
+@pytest.mark.parametrize(
+    ("representation", "values", "looser"),
+    [
+        (Boundaries(min_size=0), (0.9, 0.3), {"seed_threshold": 0.5}),
+        (Boundaries(min_size=0), (0.4, 0.0), {"foreground_threshold": 0.3, "seed_threshold": 0.3}),
+        (replace(ONLY, min_size=0), (0.6,), {"seed_threshold": 0.3}),
+        (Distances(min_size=0), (0.9, 0.55, 0.1), {"center_threshold": 0.6}),
+        (Distances(min_size=0), (0.9, 0.1, 0.65), {"boundary_threshold": 0.7}),
+        (Distances(min_size=0), (0.4, 0.1, 0.1), {"foreground_threshold": 0.3}),
+    ],
+)
+def test_each_threshold_decides(representation, values, looser):
+    background = (0, 1) if "foreground" in representation.channels else (1,)
+    background = background if len(values) < 3 else (0, 1, 1)
+    maps = np.empty((len(values), 24, 24), np.float32)
+    for channel, outside, inside in zip(maps, background, values, strict=True):
+        channel[:] = outside
+        channel[6:18, 6:18] = inside
+    loose = replace(representation, **looser)
+    tight = replace(representation, **{field: 0.65 for field in looser if "seed" in field})
+    assert tight.decode(maps).max() == 0
+    np.testing.assert_array_equal(loose.decode(maps)[8:16, 8:16], 1)
+
+
+def test_distances_are_smoothed_both():
+    maps = np.zeros((3, 24, 24), np.float32)
+    maps[0] = 1
+    maps[1:, :, 12] = 1  # a line one pixel wide between two halves
+    for channel in (1, 2):
+        broken = maps.copy()
+        broken[3 - channel] = 0
+        assert Distances(smoothing=0).decode(broken).max() == 2
+        assert Distances(smoothing=3).decode(broken).max() == 1
+
+
 def test_membranes_between_cells_become_background():
     labels = np.zeros((160, 160), int)
     for i in range(16):  # cells 30 wide, membranes 10 wide
