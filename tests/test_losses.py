@@ -115,6 +115,16 @@ def test_sums_are_float32_under_autocast(dtype):
     assert value.item() == pytest.approx(0, abs=1e-6)
 
 
+def test_low_precision_is_left_before_the_sigmoid_and_before_the_sums():
+    prediction, target = formula((2, 1, 64, 64))
+    logits = torch.logit(prediction).bfloat16()
+    loss = loss_for(Boundaries(foreground=False))
+    assert loss(logits, target).item() == loss(logits.float(), target).item()
+    low = prediction.bfloat16()
+    assert dice_loss(low, target).dtype == torch.float32
+    assert dice_loss(low, target).item() == dice_loss(low.float(), target).item()
+
+
 @pytest.mark.parametrize(
     ("representation", "loss", "inputs"),
     [
