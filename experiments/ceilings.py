@@ -62,7 +62,7 @@ def main() -> None:
                     "default": f"{ours:.4f}",
                     "default_lowest_image": f"{min(score[0] for score in scores):.4f}",
                     "paper": f"{theirs:.4f}",
-                    "command": "python experiments/ceilings.py",
+                    "command": "python experiments/ceilings.py --stand-in ../shared/data",
                     "commit": code_commit(),
                 }
             )
