@@ -9,7 +9,6 @@ prints their mean segmentation accuracy (mSA) beside the ceiling, the score of p
 import argparse
 import csv
 import shutil
-from importlib.resources import files
 from pathlib import Path
 
 import imagecodecs
@@ -33,7 +32,7 @@ def main() -> None:
     flags.add_argument("--minutes", type=float, default=4.0, help="time to train")
     options = flags.parse_args()
 
-    folder = Path(str(files("vimunet"))) / "data" / "samples" / options.samples
+    folder = Path(vimunet.__file__).parent / "data" / "samples" / options.samples
     train_samples, test_samples = (
         find_pairs(folder / split / "images", folder / split / "labels")
         for split in ("train", "test")
