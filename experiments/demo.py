@@ -9,6 +9,7 @@ prints their mean segmentation accuracy (mSA) beside the ceiling, the score of p
 import argparse
 import csv
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import imagecodecs
@@ -19,7 +20,7 @@ from matplotlib.figure import Figure
 
 import vimunet
 from vimunet.data.folder import find_pairs
-from vimunet.evaluation import mean_segmentation_accuracy
+from vimunet.evaluation import mean_segmentation_accuracy, tune_thresholds
 from vimunet.overlay import draw_overlay
 from vimunet.representation import Boundaries
 from vimunet.training import TrainConfig, train
@@ -45,35 +46,44 @@ def main() -> None:
     run = options.output / "training"
     shutil.rmtree(run, ignore_errors=True)
     print(
-        f"Training ViM-UNet tiny on {len(train_samples)} images ({options.samples}) "
+        f"Training ViM-UNet tiny on {len(train_samples)} images of {options.samples} "
         f"for {options.minutes:g} minutes"
     )
     config = TrainConfig(
         output=run,
         iterations=10_000,
         max_minutes=options.minutes,
-        crop_size=128,
-        batch_size=4,
+        crop_size=256,
+        batch_size=1,
         lr=5e-4,
         validation_interval=10_000,
         val_crops=4,
         rotations=True,
         training_data=f"vimunet samples: {options.samples}",
     )
-    # The images held out are scored below; they take no part in any choice during the training.
-    best = train(network, representation, train_samples[:-2], train_samples[-2:], config)
+    # The held-out images take no part in the training nor in the choice of thresholds.
+    train_samples, val_samples = train_samples[:-2], train_samples[-2:]
+    best = train(network, representation, train_samples, val_samples, config)
 
     model = vimunet.load_model(best)
+    rules = {"labelled_pixels_only": options.samples == "neurites"}
+    maps, truths = [], []
+    for sample in val_samples:
+        image, annotated = sample.read()
+        assert annotated is not None  # `find_pairs` only makes samples with labels
+        maps.append(vimunet.predict(image, model))
+        truths.append(annotated)
+    tuned, _, _ = tune_thresholds(representation, maps, truths, **rules)
+    model = replace(model, representation=tuned)
     (options.output / "labels").mkdir(parents=True, exist_ok=True)
     (options.output / "overlays").mkdir(parents=True, exist_ok=True)
     scores, ceilings = [], []
     print(f"\n{'held-out image':<16}{'objects':>8}{'annotated':>11}{'mSA':>8}{'ceiling':>9}")
     for sample in test_samples:
         image, annotated = sample.read()
-        assert annotated is not None  # `find_pairs` only makes samples with labels
+        assert annotated is not None
         labels = vimunet.segment(image, model)
         perfect = representation.decode(representation.encode(annotated))
-        rules = {"labelled_pixels_only": options.samples == "neurites"}
         scores.append(mean_segmentation_accuracy(labels, annotated, **rules))
         ceilings.append(mean_segmentation_accuracy(perfect, annotated, **rules))
         print(

@@ -50,7 +50,8 @@ def run(
     representation: Boundaries | Distances,
     official: Split,
     stand_in: Split,
-    licence: str,
+    name: str,
+    licences: tuple[str, str],
     min_objects: int = 0,
 ) -> Path:
     """Train as the flags say.
@@ -60,15 +61,19 @@ def run(
         representation: What the network learns.
         official: Reads a split of the original data set from `options.data`.
         stand_in: Reads a split of the stand-in from `options.stand_in`.
-        licence: Terms of the training data, stored in the model file.
+        name: What the data set is called.
+        licences: Terms of the original data and of the stand-in; those of the data that is used
+            are stored in the model file.
         min_objects: See `TrainConfig`.
 
     Returns:
         The best model, `OUTPUT/best.safetensors`.
     """
-    root, read = (
-        (options.data, official) if options.data is not None else (options.stand_in, stand_in)
-    )
+    if options.data is not None:
+        root, read, training_data, licence = options.data, official, name, licences[0]
+    else:
+        root, read = options.stand_in, stand_in
+        training_data, licence = f"stand-in for {name}", licences[1]
     torch.manual_seed(options.seed)
     model_options = {}
     if options.skip_connections:
@@ -91,7 +96,7 @@ def run(
         rotations=options.rotations,
         resume=options.resume,
         min_objects=min_objects,
-        training_data=f"{read.__module__}.{read.__name__}",
+        training_data=training_data,
         licence=licence,
     )
     return train(network, representation, read(root, "train"), read(root, "val"), config)

@@ -8,7 +8,10 @@ from vimunet.data.cremi import cremi_samples
 from vimunet.data.folder import find_pairs
 
 Split = Literal["train", "val", "test"]
-LICENCE = "See https://cremi.org for the terms of the CREMI data."
+LICENCES = (
+    "trained on CREMI; see https://cremi.org for its terms",
+    "trained on larval ssTEM (Gerhard et al. 2013), CC BY-NC-SA 3.0: for non-commercial use",
+)
 
 
 def official(root: Path, split: Split) -> list[Sample]:

@@ -29,7 +29,8 @@ def main() -> None:
         Boundaries(foreground=False) if boundaries else Distances(),
         splits.official,
         splits.stand_in,
-        splits.LICENCE,
+        "CREMI",
+        splits.LICENCES,
         min_objects=2,
     )
     print(f"Best model: {best}")

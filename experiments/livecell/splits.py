@@ -8,7 +8,10 @@ from vimunet.data.folder import find_pairs
 from vimunet.data.livecell import livecell_samples
 
 Split = Literal["train", "val", "test"]
-LICENCE = "LIVECell images are CC BY-NC 4.0: this model is for non-commercial use."
+LICENCES = (
+    "trained on LIVECell, CC BY-NC 4.0: for non-commercial use",
+    "trained on Usiigaci (MIT) and LIVECell (CC BY-NC 4.0): for non-commercial use",
+)
 
 
 def official(root: Path, split: Split) -> list[Sample]:

@@ -28,7 +28,8 @@ def main() -> None:
         Boundaries() if options.representation == "boundaries" else Distances(),
         splits.official,
         splits.stand_in,
-        splits.LICENCE,
+        "LIVECell",
+        splits.LICENCES,
     )
     print(f"Best model: {best}")
 
