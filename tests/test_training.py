@@ -289,7 +289,7 @@ def test_other_settings_are_named(config):
         run(config, resume=True, lr=0.1, batch_size=3)
     with pytest.raises(ValueError, match="train_samples was '3 from discs0.* and is '2 from"):
         train(tiny(), Boundaries(), SAMPLES[:2], SAMPLES[:2], replace(config, resume=True))
-    with pytest.raises(ValueError, match="representation was .*'min_size': 10.* and is .*99"):
+    with pytest.raises(ValueError, match="representation was .*'min_size': 20.* and is .*99"):
         train(tiny(), Boundaries(min_size=99), SAMPLES, SAMPLES[:2], replace(config, resume=True))
     assert len(log_of(config.output)) == 2
 
