@@ -21,9 +21,10 @@ import imagecodecs
 import numpy as np
 from tqdm import tqdm
 
-from vimunet.checkpoint import load_model, replacing, save_model
+from vimunet.checkpoint import load_model, save_model
 from vimunet.data import Sample
 from vimunet.evaluation import evaluate, summarize, tune_thresholds, write_csv, write_json
+from vimunet.files import replacing
 from vimunet.overlay import draw_overlay
 from vimunet.prediction import predict
 from vimunet.representation import Boundaries

@@ -13,9 +13,10 @@ PACKAGE = ROOT / "vimunet"
 ALLOWED = {
     "__main__": {"cli"},
     "bridges": {"models", "bridges"},
-    "checkpoint": {"models", "representation"},
+    "checkpoint": {"files", "models", "representation"},
     "data": {"data"},
-    "evaluation": {"data", "representation"},
+    "evaluation": {"data", "files", "representation"},
+    "files": set(),
     "losses": {"representation"},
     "models": {"models"},
     "overlay": set(),
@@ -31,7 +32,7 @@ ALLOWED = {
         "training_files",
         "validation",
     },
-    "training_files": {"checkpoint", "data", "overlay", "representation"},
+    "training_files": {"checkpoint", "data", "files", "overlay", "representation"},
     "validation": {"checkpoint", "data", "evaluation", "losses", "prediction"},
 }
 # The command line may use everything; `vimunet/__init__` only lists the public names.

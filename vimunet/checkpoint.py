@@ -7,9 +7,6 @@ other tools are read in `vimunet.bridges`; the state of a running training is ke
 """
 
 import json
-import os
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -19,6 +16,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
+from vimunet.files import replacing
 from vimunet.models import build_model
 from vimunet.representation import Boundaries, Distances, representation_from_config
 
@@ -127,24 +125,6 @@ def load_model(path: str | Path) -> TrainedModel:
     _check_tensors(path, network.state_dict(), tensors)
     network.load_state_dict(tensors)
     return TrainedModel(network.eval(), representation, entries["normalization"], entries["info"])
-
-
-@contextmanager
-def replacing(path: Path) -> Iterator[Path]:
-    """Give a temporary file to write, and put it in the place of `path` once it is complete.
-
-    The folder is made if need be. If writing fails, `path` stays as it was.
-    """
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        temporary.touch()
-        permissions = temporary.stat().st_mode
-        yield temporary
-        temporary.chmod(permissions)  # safetensors lets only the owner read what it writes
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
 
 
 def _read(path: Path) -> tuple[dict[str, str], dict[str, Tensor]]:

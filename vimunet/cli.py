@@ -291,7 +291,7 @@ def _prediction_options(options: argparse.Namespace) -> dict[str, Any]:
 def _write_tiff(path: Path, image: "np.ndarray", axes: str) -> None:
     import tifffile
 
-    from vimunet.checkpoint import replacing
+    from vimunet.files import replacing
 
     with replacing(path) as temporary:
         tifffile.imwrite(
@@ -307,7 +307,7 @@ def _write_tiff(path: Path, image: "np.ndarray", axes: str) -> None:
 def _write_png(path: Path, picture: "np.ndarray") -> None:
     import imagecodecs
 
-    from vimunet.checkpoint import replacing
+    from vimunet.files import replacing
 
     with replacing(path) as temporary:
         temporary.write_bytes(imagecodecs.png_encode(picture))

@@ -12,7 +12,6 @@ import itertools
 import json
 import logging
 import operator
-import os
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -25,6 +24,7 @@ from scipy.sparse import coo_array
 from scipy.sparse.csgraph import connected_components
 
 from vimunet.data.folder import list_images, read_labels
+from vimunet.files import replacing
 
 Protocol = Literal["fair", "paper"]
 
@@ -606,11 +606,5 @@ def _without_nan(value: Any) -> Any:
 
 
 def _write(path: str | Path, text: str) -> None:
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
+    with replacing(Path(path)) as temporary:
         temporary.write_text(text, encoding="utf-8")
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)

@@ -29,8 +29,9 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from vimunet.checkpoint import TrainedModel, replacing, save_model
+from vimunet.checkpoint import TrainedModel, save_model
 from vimunet.data import Sample
+from vimunet.files import replacing
 from vimunet.overlay import color_labels, stretch_contrast
 from vimunet.representation import Boundaries, Distances
 
