@@ -110,12 +110,12 @@ def test_both_directions_start_with_the_steps_of_mamba():
     assert torch.equal(block.D_b, torch.ones(768))
 
 
-def test_autocast_keeps_step_and_decay_in_float32(monkeypatch):
+def test_autocast_keeps_the_bias_of_the_step_and_the_decay_in_float32(monkeypatch):
     dtypes = []
 
-    def watched(u, delta, rate, *rest):
-        dtypes.append((u.dtype, delta.dtype, rate.dtype))
-        return mamba_scan(u, delta, rate, *rest)
+    def watched(u, delta, rate, *rest, delta_bias, **options):
+        dtypes.append((u.dtype, delta_bias.dtype, rate.dtype))
+        return mamba_scan(u, delta, rate, *rest, delta_bias=delta_bias, **options)
 
     mamba_scan = mamba.selective_scan
     monkeypatch.setattr(mamba, "selective_scan", watched)
@@ -124,7 +124,7 @@ def test_autocast_keeps_step_and_decay_in_float32(monkeypatch):
     dtypes.clear()
     with torch.autocast("cpu", dtype=torch.bfloat16):
         output = block(tokens)
-    assert dtypes == [(torch.bfloat16, torch.float32, torch.float32)] * 2
+    assert dtypes == [(torch.bfloat16, torch.float32, torch.float32)]
     assert output.dtype == torch.bfloat16
     error = (output - expected).square().mean().sqrt() / expected.square().mean().sqrt()
     assert error < 0.02

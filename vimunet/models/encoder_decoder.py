@@ -216,7 +216,7 @@ class EncoderDecoder(nn.Module):
         grids = [channels_last(grid) for grid in self.encoder(image)]
         *skips, full = self._side_path(image, grids)
         maps = self.deconv_out(self.decoder(self.base(grids[-1]), skips))
-        return self.out_conv(self.decoder_head(torch.cat([maps, full], dim=1)))
+        return self.out_conv(self.decoder_head(maps, full))
 
 
 class LayerSkips(EncoderDecoder):

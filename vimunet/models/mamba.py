@@ -10,7 +10,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from vimunet.models.scan import Direction, selective_scan, state_dtype
+from vimunet.models import compiled
+from vimunet.models.scan import selective_scan, state_dtype
 
 
 class BidirectionalMamba(nn.Module):
@@ -85,27 +86,27 @@ class BidirectionalMamba(nn.Module):
             (b, l, d_model) mixed tokens.
         """
         signal, gate = self.in_proj(tokens).chunk(2, dim=-1)
-        y = self._scan(signal, "forward") + self._scan(signal, "reverse")
-        if self.average:
-            y = y / 2
-        return self.out_proj(y * functional.silu(gate))
-
-    def _scan(self, signal: Tensor, direction: Direction) -> Tensor:
-        """Convolve and scan (b, l, d) in one direction."""
-        if direction == "forward":
-            conv, x_proj, dt_proj = self.conv1d, self.x_proj, self.dt_proj
-            A_log, D = self.A_log, self.D
-        else:
-            conv, x_proj, dt_proj = self.conv1d_b, self.x_proj_b, self.dt_proj_b
-            A_log, D = self.A_b_log, self.D_b
-        x = functional.silu(_convolve(signal, conv, direction))
-        step, B, C = x_proj(x).split([self.dt_rank, self.d_state, self.d_state], dim=-1)
+        x = _convolve(signal, self.conv1d, self.conv1d_b)
+        weight = torch.stack([self.x_proj.weight, self.x_proj_b.weight])
+        projected = torch.bmm(x.flatten(1, 2), weight.transpose(1, 2))
+        step, B, C = projected.split([self.dt_rank, self.d_state, self.d_state], dim=-1)
+        weight = torch.stack([self.dt_proj.weight, self.dt_proj_b.weight])
+        delta = torch.bmm(step, weight.transpose(1, 2))
+        # The bias is added in the scan: steps of 0.001 would drown in the rounding of bfloat16.
         dtype = state_dtype(x.dtype)
-        # The bias is added after the cast: steps of 0.001 would drown in the rounding of bfloat16.
-        delta = functional.softplus(
-            functional.linear(step, dt_proj.weight).to(dtype) + dt_proj.bias.to(dtype)
+        y = selective_scan(
+            x,
+            delta.unflatten(1, x.shape[1:3]),
+            -torch.exp(torch.stack([self.A_log, self.A_b_log]).to(dtype)),
+            B.unflatten(1, x.shape[1:3]),
+            C.unflatten(1, x.shape[1:3]),
+            torch.stack([self.D, self.D_b]),
+            orders=("forward", "reverse"),
+            delta_bias=torch.stack([self.dt_proj.bias, self.dt_proj_b.bias]),
+            gate=gate,
         )
-        return selective_scan(x, delta, -torch.exp(A_log.to(dtype)), B, C, D, direction)
+        mixed = self.out_proj(y)
+        return mixed / 2 if self.average else mixed
 
 
 class RMSNorm(nn.Module):
@@ -166,19 +167,27 @@ class DropPath(nn.Module):
         return f"rate={self.rate:.3g}"
 
 
-def _convolve(signal: Tensor, conv: nn.Conv1d, direction: Direction) -> Tensor:
-    """Convolve (b, l, d) along the tokens, each channel by itself, without looking ahead.
+def _convolve(signal: Tensor, forward: nn.Conv1d, reverse: nn.Conv1d) -> Tensor:
+    """Convolve (b, l, d) along the tokens, each channel by itself, in two directions; then SiLU.
 
-    In the reverse direction, "ahead" is towards token 0 and the kernel is mirrored.
+    No direction looks ahead; for the reverse one, "ahead" is towards token 0 and the kernel is
+    mirrored. Returns (2, b, l, d).
     """
-    margin = conv.kernel_size[0] - 1
-    weight = conv.weight[:, :, None]  # (d, 1, 1, tokens)
-    padding = (0, 0, margin, 0)
-    if direction == "reverse":
-        weight, padding = weight.flip(-1), (0, 0, 0, margin)
-    # As an image of one row in channels-last memory, which (b, l, d) is already: nothing is copied.
-    image = functional.pad(signal, padding).transpose(1, 2)[:, :, None]
-    return functional.conv2d(image, weight, conv.bias, groups=conv.groups)[:, :, 0].transpose(1, 2)
+    assert forward.bias is not None
+    assert reverse.bias is not None
+    if compiled.runs(signal, forward.weight):
+        weight = torch.stack([forward.weight, reverse.weight])[:, :, 0].transpose(1, 2)
+        bias = torch.stack([forward.bias, reverse.bias])
+        return compiled.causal_conv_silu(signal, weight, bias, (0, 1))
+    tokens, margin = signal.transpose(1, 2), forward.kernel_size[0] - 1
+    directions = [
+        functional.conv1d(functional.pad(tokens, padding), weight, conv.bias, groups=conv.groups)
+        for conv, weight, padding in [
+            (forward, forward.weight, (margin, 0)),
+            (reverse, reverse.weight.flip(-1), (0, margin)),
+        ]
+    ]
+    return functional.silu(torch.stack(directions).transpose(2, 3))
 
 
 def _step_projection(dt_rank: int, d_inner: int) -> nn.Linear:

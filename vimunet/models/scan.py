@@ -1,35 +1,25 @@
 """The selective scan, the recurrence at the heart of Mamba: its definition and its fast forms.
 
 `selective_scan_reference` is the definition, a loop that can be read in a minute. `selective_scan`
-computes the same with the fastest backend for the device and is what the networks call. This module
-knows nothing of projections, convolutions or images; those are in `mamba.py` and `vim.py`.
-Axis letters: b images, l tokens, d channels, n state size.
+computes several such scans over the same tokens with the fastest backend for the device and is what
+the networks call. This module knows nothing of projections, convolutions or images; those are in
+`mamba.py` and `vim.py`. Axis letters: k scans, b images, l tokens, d channels, n state size.
 """
 
 import functools
-import importlib
-from collections.abc import Callable
-from typing import Any, Literal
+import warnings
+from collections.abc import Callable, Sequence
+from typing import Literal, get_args
 
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
+from torch.nn import functional
 
-_kernels: Any = None
-_kernels_error = ""
-try:
-    _kernels = importlib.import_module("vimunet._kernels")
-except ImportError as error:  # not built, or built for another system
-    _kernels_error = str(error)
+from vimunet.models import compiled
+from vimunet.models.scan_torch import chunked_scan
 
-Direction = Literal["forward", "reverse"]
-
-# Elements of one (tokens, b, n, d) buffer of the chunked scan. The few buffers of a chunk then stay
-# in a core's level-2 cache, and each operation is long enough to outweigh the call from Python.
-_CHUNK_ELEMENTS = {"cpu": 2**17, "other": 2**22}
-# At least as many tokens per chunk as there are states (16 in every Vim), so that the states saved
-# for the backward pass take no more memory than the input itself.
-_MIN_CHUNK_TOKENS = 16
+Order = Literal["forward", "reverse", "columns", "columns-reverse"]
+ORDERS: tuple[Order, ...] = get_args(Order)
 
 
 def selective_scan_reference(
@@ -76,7 +66,7 @@ def selective_scan_reference(
         >>> selective_scan_reference(impulse, one, halving, one, one, torch.zeros(1)).flatten()
         tensor([1.0000, 0.5000, 0.2500])
     """
-    _check_shapes(u, delta, A, B, C, D)
+    _check_shapes("", u, delta, A, B, C, D)
     dtype = u.dtype
     u, delta, A, B, C, D = (tensor.to(state_dtype(dtype)) for tensor in (u, delta, A, B, C, D))
     h = u.new_zeros(u.shape[0], *A.shape)
@@ -95,43 +85,71 @@ def selective_scan(
     B: Tensor,
     C: Tensor,
     D: Tensor,
-    direction: Direction = "forward",
+    *,
+    orders: Sequence[Order] = ("forward",),
+    grid: tuple[int, int] | None = None,
+    delta_bias: Tensor | None = None,
+    gate: Tensor | None = None,
 ) -> Tensor:
-    """Same result as `selective_scan_reference`, faster, with little memory, in either direction.
+    """Run k selective scans over the same tokens and add them up.
+
+    Scan i is `selective_scan_reference` on the tokens in `orders[i]`, its output put back in the
+    first order. Steps and gate may come before their activation, which then costs no pass over
+    memory of its own:
+
+        (sum over i of scan(u[i], softplus(delta[i] + delta_bias[i]), A[i], ...)) * silu(gate)
 
     `active_backend` tells which code computes it. Autocast has no effect inside: the state is
     float32 (float64 for float64 input) with every backend.
 
     Args:
-        u: (b, l, d) input sequence.
-        delta: (b, l, d) step size, > 0, already through softplus. Unit: tokens.
-        A: (d, n) decay rate, < 0. Unit: 1 / token.
-        B: (b, l, n) input weights.
-        C: (b, l, n) output weights.
-        D: (d,) skip weights.
-        direction: "forward" from token 0 to l - 1; "reverse" from l - 1 to 0, the same as flipping
-            the tokens of `u`, `delta`, `B`, `C` and of the result, without the copies.
+        u: (k, b, l, d) input of each scan. An expanded first axis is not copied on the CPU.
+        delta: (k, b, l, d) step size, > 0 without `delta_bias`. Unit: tokens.
+        A: (k, d, n) decay rate, < 0. Unit: 1 / token.
+        B: (k, b, l, n) input weights; may be a view into a larger buffer.
+        C: (k, b, l, n) output weights; may be a view into a larger buffer.
+        D: (k, d) skip weights.
+        orders: How each scan goes through the tokens: "forward" from 0 to l - 1, "reverse" from
+            l - 1 to 0, "columns" down each column of the row-major `grid` from left to right,
+            "columns-reverse" the same backwards.
+        grid: Rows and columns of the tokens, only needed for the last two; their product is l.
+        delta_bias: (k, d); if given, the steps are softplus(delta + delta_bias).
+        gate: (b, l, d); if given, the sum is multiplied by silu(gate).
 
     Returns:
-        (b, l, d) output, in the dtype of `u`. Can be differentiated once, by all six inputs.
+        (b, l, d) output, in the dtype of `u`. Can be differentiated once, by all tensors.
 
     Raises:
-        ValueError: If a shape does not fit `u` and `A`, or `direction` is unknown.
+        ValueError: If a shape does not fit `u` and `A`, an order is unknown, or `grid` is missing
+            or does not hold l tokens.
     """
-    _check_shapes(u, delta, A, B, C, D)
-    if direction not in ("forward", "reverse"):
-        raise ValueError(f"`direction` must be 'forward' or 'reverse', got {direction!r}.")
-    dtype = u.dtype
+    columns = _check_scans(u, delta, A, B, C, D, orders, grid, delta_bias, gate)
+    backend, _ = active_backend(u.device)
     with torch.autocast(u.device.type, enabled=False):
-        u, delta, A, B, C, D = (tensor.to(state_dtype(dtype)) for tensor in (u, delta, A, B, C, D))
-        backend, _ = active_backend(u.device)
-        if u.dtype == torch.float32 and backend == "cpp":
-            y = _CompiledScan.apply(u, delta, A, B, C, D, direction == "reverse")
-        elif u.dtype == torch.float32 and backend == "mamba_ssm":
-            y = _scan_mamba_ssm(u, delta, A, B, C, D, direction == "reverse")
-        else:
-            y = _ChunkedScan.apply(u, delta, A, B, C, direction == "reverse") + D * u
-        return y.to(dtype)
+        if backend == "cpp" and u.dtype != torch.float64:
+            codes = [ORDERS.index(order) for order in orders]
+            return compiled.selective_scan(u, delta, A, B, C, D, delta_bias, gate, codes, columns)
+        dtype, state = u.dtype, state_dtype(u.dtype)
+        u, delta, A, B, C, D = (tensor.to(state) for tensor in (u, delta, A, B, C, D))
+        if delta_bias is not None:
+            delta = functional.softplus(delta + delta_bias.to(state)[:, None, None])
+        run = chunked_scan
+        if backend == "mamba_ssm" and state == torch.float32:
+            run = _scan_mamba_ssm
+        elif u.device.type == "cpu" and compiled.kernels is None:
+            _warn_that_kernels_are_missing()
+        total = u.new_zeros(())
+        for i, order in enumerate(orders):
+            tokens = [u[i], delta[i], B[i], C[i]]
+            down = order.startswith("columns")
+            if down:
+                tokens = [_transpose(sequence, columns) for sequence in tokens]
+            x, steps, inputs, outputs = tokens
+            y = run(x, steps, A[i], inputs, outputs, D[i], order.endswith("reverse"))
+            total = total + (_transpose(y, y.shape[1] // columns) if down else y)
+        if gate is not None:
+            total = total * functional.silu(gate.to(state))
+        return total.to(dtype)
 
 
 def active_backend(device: torch.device | str) -> tuple[str, str]:
@@ -145,11 +163,9 @@ def active_backend(device: torch.device | str) -> tuple[str, str]:
     """
     device = torch.device(device)
     if device.type == "cpu":
-        if _kernels is None:
-            return "torch", f"The compiled `vimunet._kernels` is missing: {_kernels_error}."
-        if torch.compiler.is_compiling():
-            return "torch", "Inside `torch.compile` the chunked scan in plain torch is traced."
-        width = _kernels.WIDTHS[0]
+        if compiled.kernels is None:
+            return "torch", f"The compiled `vimunet._kernels` is missing: {compiled.problem}."
+        width = compiled.kernels.WIDTHS[0]
         return "cpp", f"`vimunet._kernels` is built; it computes {width} channels at once."
     if device.type != "cuda":
         return "torch", f"The chunked scan in plain torch runs on every device, here {device.type}."
@@ -165,26 +181,87 @@ def state_dtype(dtype: torch.dtype) -> torch.dtype:
     return torch.float64 if dtype == torch.float64 else torch.float32
 
 
-def _check_shapes(u: Tensor, delta: Tensor, A: Tensor, B: Tensor, C: Tensor, D: Tensor) -> None:
-    if u.ndim != 3 or A.ndim != 2 or u.shape[1] == 0:
+def _check_scans(
+    u: Tensor,
+    delta: Tensor,
+    A: Tensor,
+    B: Tensor,
+    C: Tensor,
+    D: Tensor,
+    orders: Sequence[Order],
+    grid: tuple[int, int] | None,
+    delta_bias: Tensor | None,
+    gate: Tensor | None,
+) -> int:
+    """Raise if arguments of `selective_scan` do not fit; return the columns of the token grid."""
+    _check_shapes("k", u, delta, A, B, C, D)
+    scans, batch, length, channels = u.shape
+    unknown = [order for order in orders if order not in ORDERS]
+    if unknown or len(orders) != scans:
         raise ValueError(
-            f"`u` must have shape (b, l, d) with l > 0 and `A` (d, n), "
+            f"`orders` must hold {scans} of {', '.join(map(repr, ORDERS))} to fit `u` "
+            f"{tuple(u.shape)}, got {tuple(orders)}."
+        )
+    for name, tensor, shape in [
+        ("delta_bias", delta_bias, (scans, channels)),
+        ("gate", gate, (batch, length, channels)),
+    ]:
+        if tensor is not None and tensor.shape != shape:
+            raise ValueError(
+                f"`{name}` must have shape {shape} to fit `u` {tuple(u.shape)}, "
+                f"got {tuple(tensor.shape)}."
+            )
+    needs_grid = any(order.startswith("columns") for order in orders)
+    if grid is None:
+        if needs_grid:
+            raise ValueError("`grid` must be (rows, columns) for an order by columns, got None.")
+        return length
+    if grid[0] * grid[1] != length:
+        raise ValueError(f"`grid` must hold {length} tokens, got {tuple(grid)}.")
+    return grid[1]
+
+
+def _check_shapes(
+    scans: Literal["", "k"], u: Tensor, delta: Tensor, A: Tensor, B: Tensor, C: Tensor, D: Tensor
+) -> None:
+    """Raise if a shape does not fit `u` and `A`; with a first axis of k scans if `scans` is "k"."""
+    k, more = len(scans), "k, " * len(scans)
+    if u.ndim != 3 + k or A.ndim != 2 + k or u.shape[-2] == 0:
+        raise ValueError(
+            f"`u` must have shape ({more}b, l, d) with l > 0 and `A` ({more}d, n), "
             f"got {tuple(u.shape)} and {tuple(A.shape)}."
         )
-    batch, length, channels = u.shape
-    states = A.shape[1]
+    first = tuple(u.shape[:k])
+    batch, length, channels = u.shape[k:]
+    states = A.shape[-1]
     for name, tensor, shape in [
-        ("delta", delta, (batch, length, channels)),
-        ("A", A, (channels, states)),
-        ("B", B, (batch, length, states)),
-        ("C", C, (batch, length, states)),
-        ("D", D, (channels,)),
+        ("delta", delta, (*first, batch, length, channels)),
+        ("A", A, (*first, channels, states)),
+        ("B", B, (*first, batch, length, states)),
+        ("C", C, (*first, batch, length, states)),
+        ("D", D, (*first, channels)),
     ]:
         if tensor.shape != shape:
             raise ValueError(
                 f"`{name}` must have shape {shape} to fit `u` {tuple(u.shape)} and "
                 f"`A` {tuple(A.shape)}, got {tuple(tensor.shape)}."
             )
+
+
+def _transpose(tokens: Tensor, columns: int) -> Tensor:
+    """Reorder (b, l, d) tokens of a row-major grid with so many columns to column-major."""
+    return tokens.unflatten(1, (-1, columns)).transpose(1, 2).flatten(1, 2)
+
+
+@functools.cache
+def _warn_that_kernels_are_missing() -> None:
+    warnings.warn(
+        f"The selective scan runs in plain torch, several times slower: the compiled "
+        f"`vimunet._kernels` is missing ({compiled.problem}). Install vimunet where a C++ compiler "
+        f"is found; `vimunet info` tells more.",
+        RuntimeWarning,
+        stacklevel=3,
+    )
 
 
 @functools.cache
@@ -204,201 +281,3 @@ def _scan_mamba_ssm(
     u, delta, B, C = (tensor.contiguous() for tensor in sequences)
     y = _mamba_ssm_kernel()(u, delta, A.contiguous(), B, C, D.contiguous())
     return (y.flip(-1) if reverse else y).transpose(1, 2)
-
-
-class _CompiledScan(torch.autograd.Function):
-    """The recurrence in C++, for float32 on the CPU; `kernels/selective_scan.cpp` explains it.
-
-    Runs on `torch.get_num_threads()` threads. Only the states (chunks, b, d, n) at the borders of
-    chunks of tokens are kept for the backward pass, as much memory as the input for 16 states.
-    """
-
-    @staticmethod
-    def forward(
-        ctx: Any,
-        u: Tensor,
-        delta: Tensor,
-        A: Tensor,
-        B: Tensor,
-        C: Tensor,
-        D: Tensor,
-        reverse: bool,
-    ) -> Tensor:
-        """Return y (b, l, d)."""
-        inputs = [tensor.detach().contiguous() for tensor in (u, delta, A, B, C, D)]
-        y, borders = torch.empty_like(inputs[0]), None
-        if any(ctx.needs_input_grad):
-            chunks = -(-u.shape[1] // _kernels.CHUNK)
-            borders = u.new_empty(chunks, u.shape[0], *A.shape)
-            ctx.save_for_backward(*inputs, borders)
-        _kernels.selective_scan_forward(*inputs, y, borders, reverse, torch.get_num_threads())
-        ctx.reverse = reverse
-        return y
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, grad_y: Tensor) -> tuple[Tensor | None, ...]:
-        """Return the gradients of all six inputs."""
-        *inputs, borders = ctx.saved_tensors
-        gradients = [torch.empty_like(tensor) for tensor in inputs]
-        _kernels.selective_scan_backward(
-            grad_y.contiguous(),
-            *inputs,
-            borders,
-            *gradients,
-            ctx.reverse,
-            torch.get_num_threads(),
-        )
-        return *gradients, None
-
-
-class _ChunkedScan(torch.autograd.Function):
-    """The recurrence without the skip term, in plain torch, chunk after chunk of tokens.
-
-    Everything that does not depend on the previous token is computed for a chunk at once; what is
-    left per token is one fused multiply-add in place. Only the states between chunks are kept for
-    the backward pass, which recomputes the others. Decays are multiplied one at a time and never
-    divided by, so steps and rates of any size are safe. Buffers are (tokens, b, n, d): the state of
-    a token is contiguous, and the long axis d is innermost.
-    """
-
-    @staticmethod
-    def forward(
-        ctx: Any, u: Tensor, delta: Tensor, A: Tensor, B: Tensor, C: Tensor, reverse: bool
-    ) -> Tensor:
-        """Return y (b, l, d); save the inputs and the state (b, n, d) before each chunk."""
-        u, delta, B, C = (tensor.transpose(0, 1).contiguous() for tensor in (u, delta, B, C))
-        rates = A.T.contiguous()
-        chunks = _Chunks(u * delta, delta, rates, B, reverse)
-        y = torch.empty_like(u)
-        borders = u.new_zeros(len(chunks.slices) + 1, u.shape[1], *rates.shape)
-        for i, tokens in enumerate(chunks.slices):
-            _, _, states = chunks.run(tokens, borders[i])
-            torch.bmm(_rows(C[tokens]), states.flatten(0, 1), out=_rows(y[tokens]))
-            borders[i + 1] = states[0 if reverse else -1]
-        ctx.save_for_backward(u, delta, rates, B, C, borders)
-        ctx.reverse = reverse
-        return y.transpose(0, 1)
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, grad_y: Tensor) -> tuple[Tensor | None, ...]:
-        """Go through the chunks the other way round, carrying the gradient of the state."""
-        u, delta, rates, B, C, borders = ctx.saved_tensors
-        with torch.autocast(u.device.type, enabled=False):
-            grad_y = grad_y.transpose(0, 1).contiguous()
-            grad_input, grad_delta, grad_rates, grad_B, grad_C = _chunked_gradients(
-                grad_y, u * delta, delta, rates, B, C, borders, ctx.reverse
-            )
-            grad_u = grad_input * delta
-            grad_delta.addcmul_(grad_input, u)
-        grad_u, grad_delta, grad_B, grad_C = (
-            grad.transpose(0, 1) for grad in (grad_u, grad_delta, grad_B, grad_C)
-        )
-        return grad_u, grad_delta, grad_rates.T, grad_B, grad_C, None
-
-
-def _chunked_gradients(
-    grad_y: Tensor,
-    inputs: Tensor,
-    delta: Tensor,
-    rates: Tensor,
-    B: Tensor,
-    C: Tensor,
-    borders: Tensor,
-    reverse: bool,
-) -> tuple[Tensor, ...]:
-    """Return the gradients of inputs = u * delta, delta (in the decay), rates, B and C."""
-    chunks = _Chunks(inputs, delta, rates, B, reverse)
-    grads_buffer = torch.empty_like(chunks.decay)
-    products_buffer = torch.empty_like(chunks.decay)
-    grad_at, decay_at = grads_buffer.unbind(), chunks.decay.unbind()
-    grad_inputs, grad_delta = torch.empty_like(inputs), torch.empty_like(delta)
-    grad_B, grad_C = torch.empty_like(B), torch.empty_like(C)
-    grad_rates = torch.zeros_like(rates)
-    carry = torch.zeros_like(borders[0])
-    for i in reversed(range(len(chunks.slices))):
-        tokens = chunks.slices[i]
-        decay, before, states = chunks.run(tokens, borders[i])
-        count = len(decay)
-        grads, products = grads_buffer[:count], products_buffer[:count]
-
-        # A state acts on y at its own token and, through the decay, on the next state.
-        torch.mul(grad_y[tokens][:, :, None, :], C[tokens][..., None], out=grads)
-        first, last, back = (count - 1, 0, 1) if reverse else (0, count - 1, -1)
-        grad_at[last].add_(carry)
-        for t in range(last, first, back):
-            grad_at[t + back].addcmul_(decay_at[t], grad_at[t])
-        torch.mul(decay_at[first], grad_at[first], out=carry)
-
-        states, flat = states.flatten(0, 1), grads.flatten(0, 1)
-        torch.bmm(_rows(grad_y[tokens]), states.transpose(1, 2), out=_rows(grad_C[tokens]))
-        torch.bmm(_rows(inputs[tokens]), flat.transpose(1, 2), out=_rows(grad_B[tokens]))
-        torch.bmm(_rows(B[tokens]), flat, out=_rows(grad_inputs[tokens]))
-
-        grads.mul_(decay).mul_(before)  # now the gradient of delta * A
-        torch.mul(grads, delta[tokens][:, :, None, :], out=products)
-        grad_rates += products.sum((0, 1))
-        torch.sum(grads.mul_(rates), dim=2, out=grad_delta[tokens])
-    return grad_inputs, grad_delta, grad_rates, grad_B, grad_C
-
-
-class _Chunks:
-    """The chunks of one scan in running order, and the buffers they share.
-
-    Args:
-        inputs: (l, b, d) input u * delta.
-        delta: (l, b, d) step size.
-        rates: (n, d) decay rate, the transpose of A.
-        B: (l, b, n) input weights.
-        reverse: Run from the last token to the first.
-
-    Attributes:
-        slices: Tokens of each chunk, in running order.
-        decay: (tokens, b, n, d) buffer of exp(delta * A) for the longest chunk.
-    """
-
-    def __init__(
-        self, inputs: Tensor, delta: Tensor, rates: Tensor, B: Tensor, reverse: bool
-    ) -> None:
-        self._inputs, self._delta, self._rates, self._B = inputs, delta, rates, B
-        self._reverse = reverse
-        length, batch, _ = inputs.shape
-        elements = _CHUNK_ELEMENTS["cpu" if inputs.device.type == "cpu" else "other"]
-        size = min(length, max(_MIN_CHUNK_TOKENS, elements // (batch * rates.numel())))
-        self.slices = [slice(i, min(i + size, length)) for i in range(0, length, size)]
-        if reverse:
-            self.slices.reverse()
-        self.decay = inputs.new_empty(size, batch, *rates.shape)
-        self._states = inputs.new_empty(size + 1, batch, *rates.shape)
-        self._decay_at, self._state_at = self.decay.unbind(), self._states.unbind()
-
-    def run(self, tokens: slice, state: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Run one chunk, from `state` (b, n, d) before its first token in running order.
-
-        Returns:
-            Decay, state before and state after each token, all (tokens, b, n, d), at the place of
-            the token in the sequence. The states are two views of one buffer, one token apart. The
-            next run overwrites all three.
-        """
-        delta, inputs = self._delta[tokens], self._inputs[tokens]
-        count = len(delta)
-        decay, low, high = self.decay[:count], self._states[:count], self._states[1 : count + 1]
-        before, after = (high, low) if self._reverse else (low, high)
-        torch.mul(delta[:, :, None, :], self._rates, out=decay).exp_()
-        torch.mul(inputs[:, :, None, :], self._B[tokens][..., None], out=after)
-        decay_at, state_at = self._decay_at, self._state_at
-        if self._reverse:
-            state_at[count].copy_(state)
-            for t in range(count - 1, -1, -1):
-                state_at[t].addcmul_(decay_at[t], state_at[t + 1])
-        else:
-            state_at[0].copy_(state)
-            for t in range(count):
-                state_at[t + 1].addcmul_(decay_at[t], state_at[t])
-        return decay, before, after
-
-
-def _rows(sequence: Tensor) -> Tensor:
-    """View (tokens, b, k) as tokens * b matrices of one row, for `torch.bmm`."""
-    return sequence.flatten(0, 1).unsqueeze(1)

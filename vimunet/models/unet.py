@@ -14,6 +14,8 @@ import torch
 import torch.nn.functional as F  # noqa: N812
 from torch import Tensor, nn
 
+from vimunet.models import compiled
+
 UPSAMPLING = ("transposed", "bilinear")
 
 
@@ -60,20 +62,24 @@ class InstanceNorm(nn.Module):
 
     The variance is the biased one, with 1e-5 added. A map of one pixel becomes zero.
 
-    On the CPU an image is normalised as a batch of one: of torch's norms, only the batch norm is
-    fast for channels-last tensors in both directions and in bfloat16.
+    Args:
+        relu: Apply a ReLU before, in the same pass over memory.
     """
 
-    def forward(self, maps: Tensor) -> Tensor:
-        """Map (b, c, y, x) to the same shape and dtype."""
-        if maps.shape[2:].numel() == 1:
-            return maps * 0
-        if maps.device.type != "cpu":
-            return F.instance_norm(maps)
-        images = channels_last(maps).split(1)
-        return torch.cat(
-            [F.batch_norm(image, None, None, training=True, eps=1e-5) for image in images]
-        )
+    eps = 1e-5
+
+    def __init__(self, relu: bool = False) -> None:
+        super().__init__()
+        self.relu = relu
+
+    def forward(self, *maps: Tensor) -> Tensor:
+        """Join (b, c, y, x) maps along c and normalise: (b, sum of c, y, x), of the same dtype."""
+        if maps[0].shape[2:].numel() == 1:
+            return torch.cat(maps, dim=1) * 0
+        if compiled.runs(*maps):
+            return compiled.instance_norm(maps, self.relu, self.eps)
+        joined = torch.cat(maps, dim=1)
+        return F.instance_norm(F.relu(joined) if self.relu else joined, eps=self.eps)
 
 
 class ConvBlock(nn.Module):
@@ -84,15 +90,15 @@ class ConvBlock(nn.Module):
         self.block = nn.Sequential(
             InstanceNorm(),
             nn.Conv2d(in_channels, out_channels, kernel_size=3, padding=1),
-            nn.ReLU(inplace=True),
-            InstanceNorm(),
+            nn.Identity(),  # torch-em's ReLU; here the next norm does it
+            InstanceNorm(relu=True),
             nn.Conv2d(out_channels, out_channels, kernel_size=3, padding=1),
             nn.ReLU(inplace=True),
         )
 
-    def forward(self, maps: Tensor) -> Tensor:
-        """Map (b, in_channels, y, x) to (b, out_channels, y, x)."""
-        return self.block(maps)
+    def forward(self, *maps: Tensor) -> Tensor:
+        """Map (b, c, y, x), their c adding up to in_channels, to (b, out_channels, y, x)."""
+        return self.block[1:](self.block[0](*maps))
 
 
 class Upsample(nn.Module):
@@ -154,7 +160,7 @@ class Decoder(nn.Module):
             maps = sampler(maps)
             channels = maps.shape[1]
             start = (skip.shape[1] - channels) // 2
-            maps = block(torch.cat([maps, skip[:, start : start + channels]], dim=1))
+            maps = block(maps, skip[:, start : start + channels])
         return maps
 
 
