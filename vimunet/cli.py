@@ -131,6 +131,7 @@ def segment(options: argparse.Namespace) -> int:
     from tqdm import tqdm
 
     from vimunet.checkpoint import load_model
+    from vimunet.models.compiled import memory_kept
     from vimunet.prediction import choose_device
 
     files = _input_files(options.images)
@@ -142,7 +143,7 @@ def segment(options: argparse.Namespace) -> int:
         )
     model.network.to(choose_device(options.device))
     failed = 0
-    with tqdm(files, unit="image", disable=None) as bar:
+    with tqdm(files, unit="image", disable=None) as bar, memory_kept():
         for file in bar:
 
             def show(done: int, total: int, name: str = file.name) -> None:

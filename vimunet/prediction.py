@@ -20,6 +20,7 @@ import torch
 from torch import nn
 
 from vimunet.data.crops import to_channels
+from vimunet.models.compiled import bfloat16_is_fast, memory_kept
 
 if TYPE_CHECKING:
     from vimunet.checkpoint import TrainedModel
@@ -230,8 +231,9 @@ def predict(
         device: "auto" is the network's own device if that is an accelerator, otherwise CUDA,
             MPS or CPU, whichever is there first. Move the network yourself before many calls:
             otherwise it travels with each.
-        precision: "float32", "bfloat16", "float16", or "auto": bfloat16 on a CUDA device that
-            has it, float32 elsewhere.
+        precision: "float32", "bfloat16", "float16", or "auto": bfloat16 on a device whose
+            hardware computes with it (CUDA, and processors with AVX512-BF16), where networks are
+            two to three times faster and labels the same but for a few pixels; else float32.
         progress: Called as progress(done, total) after each batch, in tiles.
 
     Returns:
@@ -260,12 +262,12 @@ def predict(
     tiles = tile_slices(pixels.shape, tile_size, halo, network.stride)
 
     maps = np.empty((network.out_channels, *pixels.shape), dtype=np.float32)
-    with _borrowed(network, run_device), torch.inference_mode():
+    autocast = torch.autocast(run_device.type, dtype, enabled=dtype != torch.float32)
+    with _borrowed(network, run_device), torch.inference_mode(), memory_kept(), autocast:
         for start in range(0, len(tiles), batch_size):
             batch = tiles[start : start + batch_size]
             windows = torch.from_numpy(np.stack([pixels.read(tile.window) for tile in batch]))
-            with torch.autocast(run_device.type, dtype, enabled=dtype != torch.float32):
-                logits = network(windows.to(run_device))
+            logits = network(windows.to(run_device))
             activated = logits.float().sigmoid().cpu().numpy()
             if not np.isfinite(activated).all():
                 raise ValueError(
@@ -335,7 +337,10 @@ def _device_of(network: nn.Module) -> torch.device:
 
 def _choose_precision(precision: str, device: torch.device) -> torch.dtype:
     if precision == "auto":
-        fast = device.type == "cuda" and torch.cuda.is_bf16_supported()
+        if device.type == "cpu":
+            fast = bfloat16_is_fast()
+        else:
+            fast = device.type == "cuda" and torch.cuda.is_bf16_supported()
         return torch.bfloat16 if fast else torch.float32
     if precision not in PRECISIONS:
         raise ValueError(f"Unknown precision {precision!r}. Known: auto, {', '.join(PRECISIONS)}.")

@@ -33,6 +33,7 @@ from vimunet.checkpoint import TrainedModel
 from vimunet.data import Sample
 from vimunet.data.crops import RandomCrops
 from vimunet.losses import loss_for
+from vimunet.models.compiled import memory_kept
 from vimunet.representation import Boundaries, Distances
 from vimunet.training_files import RunFolder, code_commit, describe_run
 from vimunet.validation import Score, Validation
@@ -201,6 +202,7 @@ def train(
     with (
         run.open_log(state.iteration, config.iterations, time_limit) as log,
         _Signals() as signals,
+        memory_kept(),
         torch.random.fork_rng([fabric.device] if fabric.device.type == "cuda" else []),
     ):
         while not stop:

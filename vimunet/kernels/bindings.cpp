@@ -306,6 +306,11 @@ NB_MODULE(_kernels, module) {
   const std::vector<int> widths = vimunet::widths();
   module.attr("WIDTHS") = nb::cast(widths);
   module.attr("CHUNK") = vimunet::kChunk;
+#if defined(__x86_64__)
+  module.attr("BFLOAT16") = bool(__builtin_cpu_supports("avx512bf16"));
+#else
+  module.attr("BFLOAT16") = false;
+#endif
   define<float>(module, widths.front());
   define<BFloat16>(module, widths.front());
   module.def("keep_memory", &keep_memory, "keep"_a);

@@ -24,9 +24,13 @@ class Walk {
   INLINE void next() { wrap(token + stride_); }
   INLINE void previous() { wrap(token - stride_); }
 
+  // The token some steps ahead, or nearly that one at an end; only good for a prefetch.
+  INLINE int64_t ahead() const { return greatest(0, least(last_, token + kAhead * stride_)); }
+
   int64_t token;
 
  private:
+  static constexpr int64_t kAhead = 8;
   INLINE void wrap(int64_t to) { token = to > last_ ? to - last_ : to < 0 ? to + last_ : to; }
   int64_t last_, stride_;
 };
@@ -71,7 +75,12 @@ INLINE void forward_block(const Scan<T>& scan, int64_t image, int64_t block, flo
     const bool last = k + 1 == scan.scans;
     Walk walk(scan, k, 0);
     for (int64_t step = 0; step < scan.length; ++step, walk.next()) {
-      const int64_t token = walk.token;
+      const int64_t token = walk.token, ahead = walk.ahead();
+      // Rows are too far apart for the processor to see the pattern.
+      __builtin_prefetch(scan.u.row(k, image, ahead) + first);
+      __builtin_prefetch(scan.delta.row(k, image, ahead) + first);
+      if (k > 0) __builtin_prefetch(total + ahead * total_stride);
+      if (last && scan.gate.data) __builtin_prefetch(scan.gate.row(0, image, ahead) + first);
       if (borders && step % kChunk == 0) {
         std::memcpy(borders + border_at(scan, k, step / kChunk, image, block), h,
                     states * sizeof(Float));

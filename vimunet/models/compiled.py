@@ -8,7 +8,9 @@ l tokens, d inner channels, n state size.
 """
 
 import importlib
-from collections.abc import Sequence
+import threading
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -24,6 +26,37 @@ except ImportError as error:  # not built, or built for another system
     problem = str(error)
 
 DTYPES = (torch.float32, torch.bfloat16)
+
+
+def bfloat16_is_fast() -> bool:
+    """Tell whether this processor multiplies bfloat16 numbers in hardware (AVX512-BF16, AMX)."""
+    return kernels is not None and kernels.BFLOAT16
+
+
+_lock = threading.Lock()
+_keepers = 0
+
+
+@contextmanager
+def memory_kept() -> Iterator[None]:
+    """Let freed memory stay in the process meanwhile; give it back at the end.
+
+    The maps of a network are so large that the C library asks the system for each of them, and the
+    system clears each of their pages again: a fifth of the time of a network on the CPU. Does
+    nothing without the kernels, and outside of Linux's glibc.
+    """
+    global _keepers
+    with _lock:
+        _keepers += 1
+        if kernels is not None and _keepers == 1:
+            kernels.keep_memory(True)
+    try:
+        yield
+    finally:
+        with _lock:
+            _keepers -= 1
+            if kernels is not None and _keepers == 0:
+                kernels.keep_memory(False)
 
 
 def runs(*tensors: Tensor | None) -> bool:
