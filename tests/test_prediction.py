@@ -353,13 +353,17 @@ def test_nothing_is_recorded_for_a_gradient():
     assert seen == [True]
 
 
-def test_bfloat16_is_near_float32_and_float32_is_the_default_on_cpu(image):
+@pytest.mark.parametrize("fast", [False, True])
+def test_bfloat16_is_near_float32_and_the_default_where_the_processor_has_it(
+    image, fast, monkeypatch
+):
+    monkeypatch.setattr(prediction, "bfloat16_is_fast", lambda: fast)
     model = wrap(Local())
     exact = predict(image, model, precision="float32")
-    assert (predict(image, model, device="cpu") == exact).all()
     rough = predict(image, model, precision="bfloat16")
     assert rough.dtype == np.float32
     assert 0 < np.abs(rough - exact).max() < 0.05
+    assert (predict(image, model, device="cpu") == (rough if fast else exact)).all()
 
 
 @pytest.mark.parametrize(
@@ -385,7 +389,7 @@ def test_a_network_that_returns_nan_is_reported():
     network = Fake()
     network.logits = lambda image: image * float("nan")
     with pytest.raises(ValueError, match="returned NaN in float32"):
-        predict(np.eye(9), wrap(network))
+        predict(np.eye(9), wrap(network), precision="float32")
 
 
 def test_segment_reads_labels_from_the_maps(rng):

@@ -13,7 +13,7 @@ Source:
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F  # noqa: N812
@@ -30,7 +30,9 @@ from vimunet.models.unet import (
 from vimunet.models.vim import VimEncoder
 from vimunet.models.vit import ViTEncoder
 
-FEATURES = (512, 256, 128, 64)  # channels at 1/16 (after `base`), 1/8, 1/4, 1/2 and full size
+FEATURES = (512, 256, 128, 64, 64)
+"""Channels of the decoder at 1/16 (after `base`), 1/8, 1/4, 1/2 and full size, as published."""
+
 SAM_MEAN = (123.675, 116.28, 103.53)
 SAM_STD = (58.395, 57.12, 57.375)
 
@@ -120,6 +122,7 @@ class Deconv(nn.Module):
         self, in_channels: int, out_channels: int, upsampling: str, batch_norm: bool = True
     ) -> None:
         super().__init__()
+        self.batch_norm = batch_norm
         self.block = nn.Sequential(
             Upsample(in_channels, out_channels, upsampling),
             _Convolution(out_channels, bias=batch_norm),
@@ -129,14 +132,14 @@ class Deconv(nn.Module):
 
     def forward(self, maps: Tensor) -> Tensor:
         """Map (b, in_channels, y, x) to (b, out_channels, 2 y, 2 x)."""
-        upsample, convolution, norm, relu = self.block
-        if self.training or not isinstance(norm, nn.BatchNorm2d):
+        if self.training or not self.batch_norm:
             return self.block(maps)
-        conv = convolution.block  # outside of training, the norm is a part of its weights
+        norm: Any = self.block[2]
+        conv: Any = self.block[1].block  # outside of training, the norm is a part of its weights
         factor = norm.weight * torch.rsqrt(norm.running_var + norm.eps)
         weight = conv.weight * factor[:, None, None, None]
         bias = (conv.bias - norm.running_mean) * factor + norm.bias
-        return relu(F.conv2d(upsample(maps), weight, bias, padding=1))
+        return F.relu(F.conv2d(self.block[0](maps), weight, bias, padding=1), inplace=True)
 
 
 class EncoderDecoder(nn.Module):
@@ -155,6 +158,7 @@ class EncoderDecoder(nn.Module):
         out_channels: Number of maps.
         upsampling: "transposed" or "bilinear", see `Upsample`.
         canvas: How a published network places its input; None to run at the image's own size.
+        features: Channels of the decoder, see `FEATURES`.
 
     Raises:
         ValueError: If there is a canvas and `in_channels` is neither 1 nor 3.
@@ -168,6 +172,7 @@ class EncoderDecoder(nn.Module):
         out_channels: int,
         upsampling: str = "transposed",
         canvas: Canvas | None = None,
+        features: Sequence[int] = FEATURES,
     ) -> None:
         super().__init__()
         if canvas is not None and in_channels not in (1, 3):
@@ -182,22 +187,23 @@ class EncoderDecoder(nn.Module):
         fits = canvas is None or canvas.resize_input
         self.max_size = None if fits else canvas.size  # type: ignore[union-attr]
 
+        self.features = tuple(features)
         self.encoder = encoder
-        self.base = ConvBlock(embed_dim, FEATURES[0])
-        self.decoder = Decoder(FEATURES, upsampling)
+        self.base = ConvBlock(embed_dim, self.features[0])
+        self.decoder = Decoder(self.features[:-1], upsampling)
         channels = in_channels if canvas is None else 3
         side_channels = self._build_side_path(channels, embed_dim, upsampling)
-        self.deconv_out = Upsample(FEATURES[-1], FEATURES[-1], upsampling)
-        self.decoder_head = ConvBlock(FEATURES[-1] + side_channels, FEATURES[-1])
-        self.out_conv = nn.Conv2d(FEATURES[-1], out_channels, kernel_size=1)
+        self.deconv_out = Upsample(self.features[-2], self.features[-1], upsampling)
+        self.decoder_head = ConvBlock(self.features[-1] + side_channels, self.features[-1])
+        self.out_conv = nn.Conv2d(self.features[-1], out_channels, kernel_size=1)
 
     def _build_side_path(self, in_channels: int, embed_dim: int, upsampling: str) -> int:
         """Create the layers of the side path; return its number of channels at full size."""
-        self.deconv1: nn.Module = Deconv(embed_dim, FEATURES[0], upsampling)
-        self.deconv2: nn.Module = Deconv(FEATURES[0], FEATURES[1], upsampling)
-        self.deconv3: nn.Module = Deconv(FEATURES[1], FEATURES[2], upsampling)
-        self.deconv4: nn.Module = Deconv(FEATURES[2], FEATURES[3], upsampling)
-        return FEATURES[3]
+        self.deconv1: nn.Module = Deconv(embed_dim, self.features[0], upsampling)
+        self.deconv2: nn.Module = Deconv(self.features[0], self.features[1], upsampling)
+        self.deconv3: nn.Module = Deconv(self.features[1], self.features[2], upsampling)
+        self.deconv4: nn.Module = Deconv(self.features[2], self.features[3], upsampling)
+        return self.features[3]
 
     def _side_path(self, image: Tensor, grids: list[Tensor]) -> list[Tensor]:
         """Return the maps that join the decoder at 1/8, 1/4, 1/2 and full size."""
@@ -234,12 +240,12 @@ class LayerSkips(EncoderDecoder):
     """
 
     def _build_side_path(self, in_channels: int, embed_dim: int, upsampling: str) -> int:
-        widths = (embed_dim, *FEATURES[:3])
-        self.deconv1 = Deconv(embed_dim, FEATURES[0], upsampling)
+        widths = (embed_dim, *self.features[:3])
+        self.deconv1 = Deconv(embed_dim, self.features[0], upsampling)
         self.deconv2 = nn.Sequential(*(Deconv(a, b, upsampling) for a, b in pairwise(widths[:3])))
         self.deconv3 = nn.Sequential(*(Deconv(a, b, upsampling) for a, b in pairwise(widths)))
-        self.deconv4 = ConvBlock(in_channels, FEATURES[3])
-        return FEATURES[3]
+        self.deconv4 = ConvBlock(in_channels, self.features[3])
+        return self.features[3]
 
     def _side_path(self, image: Tensor, grids: list[Tensor]) -> list[Tensor]:
         shallow, middle, deep = grids[:3]
@@ -260,14 +266,14 @@ class ImageSkips(EncoderDecoder):
     """
 
     def _build_side_path(self, in_channels: int, embed_dim: int, upsampling: str) -> int:
-        self.deconv1 = Deconv(embed_dim, FEATURES[1], upsampling, batch_norm=False)
+        self.deconv1 = Deconv(embed_dim, self.features[1], upsampling, batch_norm=False)
         self.deconv2 = nn.Sequential(
-            Deconv(embed_dim, FEATURES[2], upsampling, batch_norm=False),
-            Deconv(FEATURES[2], FEATURES[2], upsampling, batch_norm=False),
+            Deconv(embed_dim, self.features[2], upsampling, batch_norm=False),
+            Deconv(self.features[2], self.features[2], upsampling, batch_norm=False),
         )
-        full = FEATURES[3] // 2
+        full = self.features[3] // 2
         self.image_full = ConvBlock(in_channels, full)
-        self.image_half = ConvBlock(full, FEATURES[3])
+        self.image_half = ConvBlock(full, self.features[3])
         return full
 
     def _side_path(self, image: Tensor, grids: list[Tensor]) -> list[Tensor]:
@@ -304,6 +310,7 @@ def vim_unet(
     skip_connections: bool = False,
     image_size: int | None = None,
     drop_path_rate: float = 0.1,
+    features: Sequence[int] = FEATURES,
     num_classes: int = 1000,
 ) -> EncoderDecoder:
     """Build a ViM-UNet: bidirectional Mamba encoder, convolutional decoder.
@@ -330,6 +337,8 @@ def vim_unet(
             for "default", which interpolates it to the image; 1024 for the published variants,
             whose square it is.
         drop_path_rate: Probability of leaving out the last layer in training, less before it.
+        features: Channels of the decoder at 1/16, 1/8, 1/4, 1/2 and all of the image's size; the
+            published ones unless "default".
         num_classes: Size of the classification head that published checkpoints carry unused.
 
     Raises:
@@ -356,7 +365,7 @@ def vim_unet(
             intermediate=layers,
         )
         network = ImageSkips if skip_connections else EncoderDecoder
-        return network(encoder, embed_dim, in_channels, out_channels)
+        return network(encoder, embed_dim, in_channels, out_channels, features=features)
     if variant not in GENERATIONS:
         raise ValueError(
             f"Unknown `variant` {variant!r}. Known: {', '.join(['default', *GENERATIONS])}."
