@@ -152,5 +152,5 @@ def test_wrong_inputs_are_named():
         dice_loss(torch.zeros(1, 4, 4), torch.zeros(1, 4, 4))
     with pytest.raises(ValueError, match="3 maps .* got 2"):
         dice_distance_loss(torch.zeros(2, 2, 4, 4), torch.zeros(2, 2, 4, 4))
-    with pytest.raises(TypeError, match="`representation` must be Boundaries or Distances"):
+    with pytest.raises(TypeError, match="must be Boundaries, Distances or Semantic, got str"):
         loss_for("boundaries")

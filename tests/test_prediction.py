@@ -3,6 +3,7 @@
 import itertools
 import tracemalloc
 from dataclasses import dataclass
+from typing import ClassVar
 
 import h5py
 import numpy as np
@@ -60,6 +61,7 @@ class AllMaps:
     """A representation for networks with any number of maps."""
 
     min_size: int = 0
+    activation: ClassVar[str] = "sigmoid"
 
     def decode(self, maps):
         return (maps[0] > 0.5).astype(np.int32)
@@ -95,12 +97,14 @@ def test_channels_come_first_and_share_mean_and_spread(rng):
     np.testing.assert_allclose(normalize(image), expected.transpose(2, 0, 1), atol=1e-5)
 
 
+@pytest.mark.parametrize("in_channels", [1, 3])
 @pytest.mark.parametrize("shape", [(24, 24), (24, 24, 3)])
-def test_training_and_prediction_prepare_an_image_alike(rng, shape):
+def test_training_and_prediction_prepare_an_image_alike(rng, shape, in_channels):
     image = rng.integers(0, 255, shape).astype(np.uint8)
+    image.reshape(24, 24, -1)[..., 0] //= 2  # channels of different brightness
     sample = Sample("a", lambda: (image, np.ones(shape[:2], np.int32)))
-    crop, _ = RandomCrops([sample], 24, Boundaries(), in_channels=1).crop(0)
-    own = normalize(image, in_channels=1)
+    crop, _ = RandomCrops([sample], 24, Boundaries(), in_channels=in_channels).crop(0)
+    own = normalize(image, in_channels=in_channels)
     flips = [own, own[:, ::-1], own[:, :, ::-1], own[:, ::-1, ::-1]]
     assert min(np.abs(crop - flipped).max() for flipped in flips) < 1e-5
 
