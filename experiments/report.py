@@ -128,12 +128,12 @@ def score_model(
                 "mSA_confidence": scores["confidence"]["mSA"],
             }
         summary[split] = {"images": len(samples), **results}
-        _draw(output / split, samples, images, predictions["tuned"], labels)
+        draw_pairs(output / split, samples, images, predictions["tuned"], labels)
     write_json(output / "summary.json", summary)
     return summary
 
 
-def _draw(
+def draw_pairs(
     folder: Path,
     samples: list[Sample],
     images: list[np.ndarray],
