@@ -122,7 +122,7 @@ def lesion_samples(images: str | Path, masks: str | Path, *, size: int = 256) ->
         )
     return [
         Sample(name, partial(_read, image_files[name], mask_files[name], size))
-        for name in sorted(image_files, key=natural_key)
+        for name in image_files
     ]
 
 
@@ -130,22 +130,24 @@ def _by_name(folder: Path, left_out: tuple[str, ...], ending: str) -> dict[str, 
     """Find the images in a folder by their name without extension and `ending`."""
     if not folder.is_dir():
         raise FileNotFoundError(f"No such folder: {folder}. Unpack the archive of the challenge.")
-    files = sorted(
+    files = [
         file
         for file in folder.iterdir()
         if file.suffix.lower() in _IMAGES
         and not file.name.startswith(".")
         and not file.stem.lower().endswith(left_out)
-    )
+    ]
     if not files:
         raise FileNotFoundError(f"No files of type {', '.join(_IMAGES)} in {folder}.")
     found: dict[str, Path] = {}
-    for file in files:
+    for file in sorted(files, key=lambda file: natural_key(file.name)):
         name = file.stem
         if ending and name.lower().endswith(ending):
             name = name[: -len(ending)]
         if name in found:
-            raise ValueError(f"Two files for {name}: {found[name]} and {file.name}. Remove one.")
+            raise ValueError(
+                f"{folder} must have one file for {name}, got {found[name].name} and {file.name}."
+            )
         found[name] = file
     return found
 
