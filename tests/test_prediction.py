@@ -19,7 +19,7 @@ from vimunet.data.crops import RandomCrops
 from vimunet.data.folder import read_image
 from vimunet.models import build_model
 from vimunet.prediction import normalize, predict, segment, tile_slices
-from vimunet.representation import Boundaries
+from vimunet.representation import Boundaries, Semantic
 
 
 class Fake(nn.Module):
@@ -424,3 +424,28 @@ def test_network_travels_to_the_gpu_and_back(image):
     on_gpu = predict(image, model, device="cuda", precision="float32")
     assert next(model.network.parameters()).device.type == "cpu"
     np.testing.assert_allclose(on_gpu, predict(image, model, device="cpu"), atol=1e-3)
+
+
+# --- classes ---------------------------------------------------------------------------------
+
+
+class GivenLogits(nn.Module):
+    """Returns the channels of the image, as they are, as logits."""
+
+    in_channels = out_channels = 3
+    stride, max_size = 1, None
+
+    def forward(self, image):
+        return 4 * image
+
+
+@pytest.mark.parametrize("tile_size", [None, 16])
+def test_maps_of_classes_are_a_softmax_and_labels_are_classes(rng, tile_size):
+    image = rng.normal(size=(40, 50, 3))
+    model = TrainedModel(GivenLogits(), Semantic(3))
+    maps = predict(image, model, tile_size=tile_size, halo=2, device="cpu")
+    logits = 4 * normalize(image)
+    expected = np.exp(logits) / np.exp(logits).sum(axis=0)
+    np.testing.assert_allclose(maps, expected, rtol=1e-4)
+    found = segment(image, model, tile_size=tile_size, halo=2, device="cpu")
+    np.testing.assert_array_equal(found, image.argmax(axis=2))
