@@ -1,6 +1,7 @@
 """What the experiments share: one command line and one way to train from it.
 
-The flags are the fields of `vimunet.training.TrainConfig`; their defaults are the paper's recipe.
+The flags are the fields of `vimunet.training.TrainConfig`; their defaults are the recipe of
+ViM-UNet, unless an experiment sets others.
 """
 
 import argparse
@@ -12,14 +13,19 @@ import torch
 
 from vimunet.data import Sample
 from vimunet.models import MODELS, build_model
-from vimunet.representation import Boundaries, Distances
+from vimunet.representation import Representation
 from vimunet.training import TrainConfig, train
 
 Split = Callable[[Path, Literal["train", "val", "test"]], list[Sample]]
 
 
-def parser(description: str) -> argparse.ArgumentParser:
-    """Make the command line; the caller adds what is special to its data."""
+def parser(description: str, stand_in: bool = True) -> argparse.ArgumentParser:
+    """Make the command line; the caller adds what is special to its data.
+
+    Args:
+        description: What the command is for.
+        stand_in: Whether there is a stand-in for the data.
+    """
     flags = argparse.ArgumentParser(
         description=description, formatter_class=argparse.ArgumentDefaultsHelpFormatter
     )
@@ -30,29 +36,45 @@ def parser(description: str) -> argparse.ArgumentParser:
     flags.add_argument("--variant", help="a published generation of ViM-UNet, e.g. paper")
     data = flags.add_mutually_exclusive_group(required=True)
     data.add_argument("--data", type=Path, help="folder with the original data set")
-    data.add_argument("--stand-in", type=Path, help="folder with the small stand-in data sets")
+    if stand_in:
+        data.add_argument("--stand-in", type=Path, help="folder with the small stand-in data sets")
     flags.add_argument("--output", type=Path, required=True, help="folder of this run")
     flags.add_argument("--iterations", type=int, default=TrainConfig.iterations)
     flags.add_argument("--max-minutes", type=float)
     flags.add_argument("--crop-size", type=int, default=TrainConfig.crop_size)
     flags.add_argument("--batch-size", type=int, default=TrainConfig.batch_size)
     flags.add_argument("--lr", type=float, default=TrainConfig.lr)
+    flags.add_argument("--optimizer", choices=("adam", "adamw"), default=TrainConfig.optimizer)
+    flags.add_argument("--weight-decay", type=float, default=TrainConfig.weight_decay)
+    flags.add_argument("--schedule", choices=("plateau", "cosine"), default=TrainConfig.schedule)
+    flags.add_argument("--lr-min", type=float, default=TrainConfig.lr_min, help="of the cosine")
+    flags.add_argument(
+        "--lr-half-period", type=int, help="iterations in which the cosine falls; default: all"
+    )
     flags.add_argument("--precision", choices=("float32", "bf16"), default=TrainConfig.precision)
     flags.add_argument("--seed", type=int, default=TrainConfig.seed)
     flags.add_argument("--validation-interval", type=int, default=TrainConfig.validation_interval)
-    flags.add_argument("--rotations", action="store_true", help="quarter turns, not in the paper")
+    flags.add_argument("--val-images", type=int, default=TrainConfig.val_images)
+    flags.add_argument("--rotations", action="store_true", help="quarter turns, not in the papers")
+    flags.add_argument(
+        "--free-rotation",
+        type=float,
+        default=TrainConfig.free_rotation,
+        help="probability of a turn by any angle",
+    )
     flags.add_argument("--resume", action="store_true", help="continue the run in --output")
     return flags
 
 
 def run(
     options: argparse.Namespace,
-    representation: Boundaries | Distances,
+    representation: Representation,
     official: Split,
     stand_in: Split,
     name: str,
     licences: tuple[str, str],
     min_objects: int = 0,
+    in_channels: int = 1,
 ) -> Path:
     """Train as the flags say.
 
@@ -65,6 +87,7 @@ def run(
         licences: Terms of the original data and of the stand-in; those of the data that is used
             are stored in the model file.
         min_objects: See `TrainConfig`.
+        in_channels: Channels that the network takes.
 
     Returns:
         The best model, `OUTPUT/best.safetensors`.
@@ -80,9 +103,7 @@ def run(
         model_options["skip_connections"] = True
     if options.variant:
         model_options["variant"] = options.variant
-    network = build_model(
-        options.model, in_channels=1, out_channels=len(representation.channels), **model_options
-    )
+    network = build_model(options.model, in_channels, len(representation.channels), **model_options)
     config = TrainConfig(
         output=options.output,
         iterations=options.iterations,
@@ -90,10 +111,17 @@ def run(
         crop_size=options.crop_size,
         batch_size=options.batch_size,
         lr=options.lr,
+        optimizer=options.optimizer,
+        weight_decay=options.weight_decay,
+        schedule=options.schedule,
+        lr_min=options.lr_min,
+        lr_half_period=options.lr_half_period,
         precision=options.precision,
         seed=options.seed,
         validation_interval=options.validation_interval,
+        val_images=options.val_images,
         rotations=options.rotations,
+        free_rotation=options.free_rotation,
         resume=options.resume,
         min_objects=min_objects,
         training_data=training_data,

@@ -27,7 +27,7 @@ from vimunet.evaluation import evaluate, summarize, tune_thresholds, write_csv, 
 from vimunet.files import replacing
 from vimunet.overlay import draw_overlay
 from vimunet.prediction import predict
-from vimunet.representation import Boundaries
+from vimunet.representation import Boundaries, Semantic
 
 Split = Callable[[Path, Literal["train", "val", "test"]], list[Sample]]
 _OVERLAYS = 4
@@ -71,6 +71,8 @@ def score_model(
         What is in `summary.json`: mean mSA, SA50 and confidence interval per split and recipe.
     """
     model = load_model(model_file)
+    if isinstance(model.representation, Semantic):
+        raise ValueError(f"{model_file} must find objects, got classes. See semantic_report.py.")
     kind = type(model.representation)
     form = (
         {"foreground": model.representation.foreground}
@@ -126,12 +128,12 @@ def score_model(
                 "mSA_confidence": scores["confidence"]["mSA"],
             }
         summary[split] = {"images": len(samples), **results}
-        _draw(output / split, samples, images, predictions["tuned"], labels)
+        draw_pairs(output / split, samples, images, predictions["tuned"], labels)
     write_json(output / "summary.json", summary)
     return summary
 
 
-def _draw(
+def draw_pairs(
     folder: Path,
     samples: list[Sample],
     images: list[np.ndarray],

@@ -23,6 +23,7 @@ ALLOWED = {
     "postprocessing": set(),
     "prediction": {"checkpoint", "data", "models", "representation"},
     "representation": {"postprocessing"},
+    "semantic_evaluation": {"data", "evaluation", "representation"},
     "training": {
         "checkpoint",
         "data",
@@ -34,7 +35,15 @@ ALLOWED = {
         "validation",
     },
     "training_files": {"checkpoint", "data", "files", "overlay", "representation"},
-    "validation": {"checkpoint", "data", "evaluation", "losses", "prediction"},
+    "validation": {
+        "checkpoint",
+        "data",
+        "evaluation",
+        "losses",
+        "prediction",
+        "representation",
+        "semantic_evaluation",
+    },
 }
 # The command line may use everything; `vimunet/__init__` only lists the public names.
 FREE = {"__init__", "cli"}

@@ -13,7 +13,7 @@ from torch import nn
 import vimunet.checkpoint
 from vimunet.checkpoint import TrainedModel, load_model, save_model
 from vimunet.models import build_model
-from vimunet.representation import Boundaries, Distances
+from vimunet.representation import Boundaries, Distances, Semantic
 
 
 @pytest.fixture
@@ -51,6 +51,16 @@ def test_everything_comes_back(model, file):
     wanted, found = model.network.state_dict(), loaded.network.state_dict()
     assert wanted.keys() == found.keys()
     assert all(torch.equal(wanted[name], found[name]) for name in wanted)
+
+
+@pytest.mark.parametrize("representation", [Semantic(foreground_threshold=0.3), Semantic(5)])
+def test_classes_come_back(tmp_path, representation):
+    maps = len(representation.channels)
+    network = build_model("unet", out_channels=maps, features=4, depth=2)
+    save_model(tmp_path / "classes.safetensors", TrainedModel(network, representation))
+    loaded = load_model(tmp_path / "classes.safetensors")
+    assert loaded.representation == representation
+    assert loaded.representation.activation == ("sigmoid" if maps == 1 else "softmax")
 
 
 def test_loaded_network_is_in_eval_mode_and_computes_the_same(model, file):

@@ -20,7 +20,7 @@ from vimunet.data.folder import read_image, read_labels
 from vimunet.models import build_model
 from vimunet.overlay import draw_overlay
 from vimunet.prediction import predict, segment
-from vimunet.representation import Boundaries, Distances
+from vimunet.representation import Boundaries, Distances, Semantic
 
 ROOT = Path(__file__).resolve().parents[1]
 TINY = {"features": 4, "depth": 2}
@@ -340,6 +340,101 @@ def test_validation_folders_come_in_pairs(pairs, capsys):
     assert "must come with --val-labels" in capsys.readouterr().err
 
 
+# --- classes ---------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def masks(pairs):
+    """The same images with masks of 0 and 255."""
+    for file in (pairs / "labels").iterdir():
+        tifffile.imwrite(file, np.uint8(255) * (read_labels(file) > 0))
+    return pairs
+
+
+def semantic_model(path, num_classes):
+    representation = Semantic(num_classes)
+    network = noisy_network(out_channels=len(representation.channels))
+    save_model(path, TrainedModel(network, representation))
+    return path
+
+
+def test_train_tune_segment_evaluate_classes(masks, capsys):
+    data = ["--images", str(masks / "images"), "--labels", str(masks / "labels")]
+    recipe = ["--iterations", "2", "--crop-size", "32", "--device", "cpu", "--lr", "1e-3"]
+    recipe += ["--optimizer", "adamw", "--weight-decay", "0.01", "--schedule", "cosine"]
+    code = main(
+        ["train", *data, *recipe, "--model", "unet", "--output", str(masks / "run")]
+        + ["--option", "features=4", "--option", "depth=2", "--representation", "semantic"]
+    )
+    assert code == 0
+    best = masks / "run" / "best.safetensors"
+    assert load_model(best).representation == Semantic()
+    assert 0 <= load_model(best).info["val_Dice"] <= 1
+
+    tuned = masks / "tuned.safetensors"
+    assert main(["tune", *data, "--model", str(best), "--output", str(tuned)]) == 0
+    note = load_model(tuned).info["tuned"]
+    assert f"Dice {note['Dice_before']:.4f} before, {note['Dice']:.4f}" in capsys.readouterr().out
+
+    assert run_segment(masks / "images", "--output", masks / "out", "--overlay", model=tuned) == 0
+    assert "classes besides background" in capsys.readouterr().out
+    folders = ["--predictions", str(masks / "out"), "--labels", str(masks / "labels")]
+    code = main(["evaluate", *folders, "--semantic", "--json", "--csv", str(masks / "scores.csv")])
+    assert code == 0
+    result = json.loads(capsys.readouterr().out, parse_constant=pytest.fail)
+    assert result["mean"]["Dice"] == pytest.approx(note["Dice"])
+    assert result["micro_confidence"]["IoU"][0] <= result["micro"]["IoU"]
+    with (masks / "scores.csv").open() as file:
+        rows = {row["name"]: row for row in csv.DictReader(file)}
+    assert float(rows["micro"]["Dice"]) == pytest.approx(result["micro"]["Dice"])
+    assert main(["evaluate", *folders, "--semantic", "--spacing", "0.5"]) == 0
+    table = capsys.readouterr().out
+    assert "all pixels together" in table
+    assert "structures missed" in table
+
+
+def test_classes_of_a_stack_keep_their_numbers(pairs, tmp_path):
+    """Three slices; class 2 must be 2 in each, and single pixels must stay."""
+    path = semantic_model(tmp_path / "classes.safetensors", 3)
+    slices = [read_image(pairs / "images" / f"cell{i}.png") for i in range(3)]
+    tifffile.imwrite(pairs / "stack.tif", np.stack(slices), photometric="minisblack")
+    assert run_segment(pairs / "stack.tif", "--output", pairs / "out", model=path) == 0
+    found = tifffile.imread(pairs / "out" / "stack.tif")
+    model = load_model(path)
+    expected = np.stack([predict(image, model).argmax(axis=0) for image in slices])
+    assert all((np.unique(classes) == [0, 1, 2]).all() for classes in expected)
+    np.testing.assert_array_equal(found, expected)
+
+
+def test_flags_for_objects_are_refused_for_classes(masks, tmp_path, capsys):
+    path = semantic_model(tmp_path / "classes.safetensors", 2)
+    image = masks / "images" / "cell0.png"
+    code = run_segment(image, "--output", masks / "out", "--min-size", "9", model=path)
+    assert code == 2
+    assert "`--min-size` must be left out" in capsys.readouterr().err
+    data = ["--images", str(masks / "images"), "--labels", str(masks / "labels")]
+    options = ["--model", str(path), "--in-place", "--labelled-pixels-only"]
+    assert main(["tune", *data, *options]) == 2
+    assert "`--labelled-pixels-only` must be left out" in capsys.readouterr().err
+    folders = ["evaluate", "--predictions", str(masks / "labels"), "--labels"]
+    folders.append(str(masks / "labels"))
+    for flags, message in (
+        (["--semantic", "--threshold", "0.5"], "`--threshold` must not come with --semantic"),
+        (["--semantic", "--labelled-pixels-only"], "`--labelled-pixels-only` must not come"),
+        (["--num-classes", "3"], "`--num-classes` must come with --semantic"),
+        (["--spacing", "2"], "`--spacing` must come with --semantic"),
+    ):
+        assert main([*folders, *flags]) == 2
+        assert message in capsys.readouterr().err
+    more = ["--model", "unet", "--output", str(masks / "run"), "--num-classes", "3"]
+    assert main(["train", *data, *more]) == 2
+    assert "`--num-classes` must come with semantic labels, got boundaries" in (
+        capsys.readouterr().err
+    )
+    assert main(["train", *data, "--model", "unet", "--output", str(masks / "run")]) == 2
+    assert "got only 0 and 255" in capsys.readouterr().err  # a mask is still no label image
+
+
 # --- convert, data, info ---------------------------------------------------------------------
 
 
@@ -350,6 +445,8 @@ def test_validation_folders_come_in_pairs(pairs, capsys):
         (2, [], Boundaries()),
         (3, [], Distances()),
         (3, ["--representation", "distances"], Distances()),
+        (1, ["--representation", "semantic"], Semantic()),
+        (4, ["--representation", "semantic"], Semantic(4)),
     ],
 )
 def test_convert_writes_a_model_file(tmp_path, monkeypatch, maps, given, expected, capsys):

@@ -10,12 +10,15 @@ import torch
 from torch.utils.data import DataLoader
 
 from vimunet.data import Sample
-from vimunet.data.crops import RandomCrops, to_channels
+from vimunet.data.crops import RandomCrops, rotate, to_channels
 from vimunet.data.folder import find_pairs
+from vimunet.representation import Semantic
 
 
 class Copy:
     """A representation that shows the labels it was given."""
+
+    labels_are_classes = False
 
     def encode(self, labels):
         return labels[None].astype(np.float32)
@@ -90,12 +93,14 @@ def test_image_and_target_are_cut_and_turned_alike(rotations):
         np.testing.assert_allclose(image, standardised(target.numpy()), atol=1e-5)
 
 
-def test_each_channel_is_standardised_by_itself(rng):
+def test_channels_share_mean_and_spread(rng):
     image = rng.normal([10, 500, -3], [1, 40, 0.01], (16, 16, 3))
     crops = RandomCrops([sample(image, np.zeros((16, 16), int))], 16, Copy(), in_channels=3)
     crop, _ = crops[0]
-    torch.testing.assert_close(crop.mean(dim=(1, 2)), torch.zeros(3), atol=1e-4, rtol=0)
-    torch.testing.assert_close(crop.std(dim=(1, 2), correction=0), torch.ones(3), atol=1e-4, rtol=0)
+    assert crop.mean().item() == pytest.approx(0, abs=1e-4)
+    assert crop.std(correction=0).item() == pytest.approx(1, abs=1e-4)
+    means = (image.mean(axis=(0, 1)) - image.mean()) / image.std()
+    np.testing.assert_allclose(crop.mean(dim=(1, 2)), means, atol=1e-4)
 
 
 def test_constant_image_becomes_zero():
@@ -253,3 +258,76 @@ def test_crops_of_real_cells(shared_data):
         assert labels.shape == (256, 256)
         assert abs(float(image.mean())) < 1e-3
         assert abs(float(image.std()) - 1) < 1e-3
+
+
+# Free rotation, and labels that are classes
+
+
+def test_rotation_by_quarter_turns_is_exact(rng):
+    image, labels = rng.normal(size=(3, 9, 9)), rng.integers(0, 9, (9, 9))
+    for turns in range(4):
+        turned, turned_labels = rotate(image, labels, 90 * turns)
+        np.testing.assert_allclose(turned, np.rot90(image, turns, (-2, -1)), atol=1e-9)
+        np.testing.assert_array_equal(turned_labels, np.rot90(labels, turns))
+
+
+def test_rotation_by_half_a_right_angle_of_a_hand_worked_image():
+    """The pixel above the centre goes to the upper left; the corners come from outside."""
+    labels = np.zeros((5, 5), int)
+    labels[:3, 2] = 1
+    image = np.ones((1, 5, 5))
+    turned, turned_labels = rotate(image, labels, 45)
+    np.testing.assert_array_equal(np.diag(turned_labels), [0, 1, 1, 0, 0])
+    assert turned[0, 2, 2] == pytest.approx(1)
+    assert turned[0, 0, 0] == pytest.approx(0, abs=0.2)  # 2.83 pixels from the centre, 2 exist
+
+
+def test_free_rotation_turns_image_and_labels_alike(rng):
+    blocks = np.kron(rng.integers(1, 4, (4, 4)), np.ones((16, 16), int))
+    crops = RandomCrops(
+        [sample(blocks * 100.0, blocks)], 64, Copy(), length=40, free_rotation=0.5, seed=1
+    )
+    turned = 0
+    for i in range(40):
+        image, labels = crops.crop(i)
+        assert set(np.unique(labels)) <= {0, 1, 2, 3}
+        if (labels == 0).any():
+            turned += 1
+            means = [image[0][labels == value].mean() for value in (1, 2, 3)]
+            original = (np.array([100, 200, 300]) - 100 * blocks.mean()) / (100 * blocks.std())
+            np.testing.assert_allclose(means, original, atol=0.12)  # blurred at the borders
+    assert 10 < turned < 30
+    plain = RandomCrops([sample(blocks * 100.0, blocks)], 64, Copy(), length=40, seed=1)
+    assert all((plain.crop(i)[1] > 0).all() for i in range(40))
+
+
+def test_free_rotation_has_a_new_angle_each_time():
+    line = np.zeros((41, 41), int)
+    line[:21, 20] = 1
+    crops = RandomCrops([sample(line, line)], 41, Copy(), length=60, free_rotation=1.0)
+    rows, columns = np.mgrid[:41, :41] - 20.0
+    angles = []
+    for i in range(60):
+        _, labels = crops.crop(i)
+        inside = labels > 0
+        angles.append(np.degrees(np.arctan2(rows[inside].mean(), columns[inside].mean())) % 360)
+    assert np.histogram(angles, bins=6, range=(0, 360))[0].min() >= 3
+
+
+def test_classes_are_never_renumbered():
+    huge = np.array([[1, 2**40]])
+    assert RandomCrops([sample(np.ones((1, 2)), huge)], 1, Copy()).crop(0)[1].max() <= 2
+    crops = RandomCrops([sample(np.ones((1, 2)), huge)], 1, Semantic())
+    with pytest.raises(ValueError, match="sample: labels must be classes, got 1099511627776"):
+        crops.crop(0)
+    gaps = np.array([[0, 3], [7, 7]])
+    crops = RandomCrops([sample(np.ones((2, 2)), gaps)], 2, Semantic(9), length=20)
+    assert {tuple(np.unique(crops.crop(i)[1])) for i in range(20)} == {(0, 3, 7)}
+
+
+def test_settings_that_do_not_fit_classes_are_named():
+    samples = [sample(np.ones((4, 4)), np.zeros((4, 4), int))]
+    with pytest.raises(ValueError, match="`min_objects` must be 0 for labels that are classes"):
+        RandomCrops(samples, 4, Semantic(), min_objects=2)
+    with pytest.raises(ValueError, match=r"`free_rotation` must lie in \[0, 1\], got 1.5"):
+        RandomCrops(samples, 4, Semantic(), free_rotation=1.5)

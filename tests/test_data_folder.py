@@ -401,3 +401,37 @@ def test_real_stack_of_colours_and_volume(shared_data, folders):
 
 def test_suffix_lists_agree_with_the_readers():
     assert set(folder.LABEL_SUFFIXES) < set(folder.IMAGE_SUFFIXES)
+
+
+# Masks
+
+
+def test_masks_become_classes_where_they_are_asked_for(tmp_path):
+    mask = LABELS > 0
+    save(tmp_path / "bool.npy", mask)
+    save(tmp_path / "bytes.tif", np.uint8(255) * mask)
+    Image.fromarray(mask).save(tmp_path / "bits.png")
+    save(tmp_path / "classes.tif", LABELS)
+    for name in ("bool.npy", "bytes.tif", "bits.png"):
+        read = read_labels(tmp_path / name, masks=True)
+        assert read.dtype == np.uint8
+        np.testing.assert_array_equal(read, mask)
+    np.testing.assert_array_equal(read_labels(tmp_path / "classes.tif", masks=True), LABELS)
+    between = np.uint8([[0, 128, 255]])
+    save(tmp_path / "between.tif", between)
+    np.testing.assert_array_equal(read_labels(tmp_path / "between.tif", masks=True), between)
+
+
+def test_pairs_with_masks(tmp_path):
+    for kind in ("images", "labels"):
+        (tmp_path / kind).mkdir()
+    save(tmp_path / "images" / "a.tif", GREY)
+    save(tmp_path / "labels" / "a.tif", np.uint8(255) * (LABELS > 0))
+    save(tmp_path / "images" / "b.tif", GREY)
+    save(tmp_path / "labels" / "b.npy", LABELS > 0)
+    samples = find_pairs(tmp_path / "images", tmp_path / "labels", masks=True)
+    assert len(samples) == 2
+    for sample in samples:
+        np.testing.assert_array_equal(sample.read()[1], LABELS > 0)
+    with pytest.raises(ValueError, match="mask of true and false"):
+        find_pairs(tmp_path / "images", tmp_path / "labels")

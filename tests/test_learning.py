@@ -10,7 +10,8 @@ from vimunet import load_model, segment
 from vimunet.data import Sample
 from vimunet.evaluation import mean_segmentation_accuracy
 from vimunet.models import build_model
-from vimunet.representation import Boundaries, Distances
+from vimunet.representation import Boundaries, Distances, Semantic
+from vimunet.semantic_evaluation import dice_and_iou, evaluate_semantic
 from vimunet.training import TrainConfig, train
 
 
@@ -64,3 +65,46 @@ def test_one_image_is_learnt(name, options, representation, iterations, lr, tmp_
     best = train(network, representation, samples, samples, config)
     found = segment(image, load_model(best))
     assert mean_segmentation_accuracy(found, labels) > 0.9
+
+
+def discs_and_rings():
+    """(64, 64) noisy image and classes: 1 for bright discs, 2 for the dark rings around them."""
+    image, labels = touching_discs()
+    y, x = np.mgrid[:64, :64]
+    classes = (labels > 0).astype(np.int32)
+    near = np.min([np.hypot(y - r, x - c) for r, c in [(14, 12), (33, 40), (52, 12)]], axis=0)
+    classes[(near > 5) & (classes == 1) & (near < 9.6)] = 2
+    return np.where(classes == 2, image - 70, image), classes
+
+
+@pytest.mark.parametrize("num_classes", [2, 3])
+def test_classes_are_learnt(num_classes, tmp_path):
+    def read():
+        image, classes = discs_and_rings()
+        return image, np.minimum(classes, num_classes - 1)
+
+    image, classes = read()
+    representation = Semantic(num_classes)
+    samples = [Sample("discs", read)]
+    torch.manual_seed(0)
+    maps = len(representation.channels)
+    network = build_model("unet", out_channels=maps, features=8, depth=2)
+    config = TrainConfig(
+        output=tmp_path / "run",
+        iterations=60,
+        crop_size=64,
+        batch_size=1,
+        lr=1e-2,
+        optimizer="adamw",
+        schedule="cosine",
+        validation_interval=20,
+        val_crops=1,
+        workers=0,
+        device="cpu",
+    )
+    best = train(network, representation, samples, samples, config)
+    found = segment(image, load_model(best))
+    assert dice_and_iou(found, classes, num_classes)[0] > 0.9
+    scores = evaluate_semantic(found, classes, num_classes=num_classes)
+    assert scores["missed"] == 0
+    assert load_model(best).info["val_Dice"] == pytest.approx(scores["Dice"])

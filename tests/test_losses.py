@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 import torch
 
-from vimunet.losses import dice_distance_loss, dice_loss, loss_for
-from vimunet.representation import Boundaries, Distances
+from vimunet.losses import bce_dice_loss, ce_dice_loss, dice_distance_loss, dice_loss, loss_for
+from vimunet.representation import Boundaries, Distances, Semantic
 
 GOLDEN = json.loads((Path(__file__).parent / "golden" / "targets.json").read_text())["losses"]
 BOTH = (2, 2, 6, 7)
@@ -145,12 +145,123 @@ def test_loss_of_extreme_logits_has_finite_gradients():
     assert torch.isfinite(logits.grad).all()
 
 
+# Losses of classes
+
+
+def check_golden(name, value, gradient):
+    assert value.item() == pytest.approx(GOLDEN[name]["float64"], rel=1e-10)
+    expected = dict(GOLDEN[name]["grad"])
+    assert gradient.abs().sum().item() == pytest.approx(expected.pop("abs_sum"), rel=1e-7)
+    for place, number in expected.items():
+        index = int(place.removeprefix("flat[").removesuffix("]"))
+        assert gradient.flatten()[index].item() == pytest.approx(number, rel=1e-6)
+
+
+def test_bce_dice_agrees_with_golden_values():
+    """The golden values are of probabilities p, the loss is of their logits."""
+    prediction, target = formula((3, 1, 6, 7))
+    prediction.requires_grad_()
+    value = bce_dice_loss(prediction.logit(), target)
+    value.backward()
+    check_golden("vmunet_bce_dice", value, prediction.grad)
+    single = bce_dice_loss(prediction.float().logit(), target.float())
+    assert single.item() == pytest.approx(GOLDEN["vmunet_bce_dice"]["float64"], rel=1e-6)
+
+
+def four_classes():
+    """Logits and one-hot target of 4 classes, from the formulas of the golden values."""
+    n = torch.arange(2 * 4 * 6 * 5, dtype=torch.float64).reshape(2, 4, 6, 5)
+    y = torch.arange(2 * 6 * 5).reshape(2, 6, 5)
+    classes = ((y * y + 3 * y) % 7) % 4
+    target = torch.nn.functional.one_hot(classes, 4).permute(0, 3, 1, 2).double()
+    return 2 * torch.sin(0.9 * n + 0.1), target
+
+
+@pytest.mark.parametrize(
+    ("name", "weights"),
+    [
+        ("vmunet_ce_dice_default_weights_0.4_0.6", (0.4, 0.6)),
+        ("vmunet_ce_dice_weights_1_1", (1.0, 1.0)),
+    ],
+)
+def test_ce_dice_agrees_with_golden_values(name, weights):
+    logits, target = four_classes()
+    logits.requires_grad_()
+    value = ce_dice_loss(logits, target, weights)
+    value.backward()
+    check_golden(name, value, logits.grad)
+    single = ce_dice_loss(logits.float(), target.float(), weights)
+    assert single.item() == pytest.approx(GOLDEN[name]["float64"], rel=1e-6)
+
+
+def test_bce_dice_of_a_hand_worked_pair():
+    # Logits of 0 are p = 1/2: ln 2 for each pixel. Image 1 has 2 of 4 pixels: overlap 1, sizes 2
+    # and 2; image 2 has none: overlap 0, sizes 2 and 0.
+    target = torch.zeros(2, 1, 2, 2)
+    target[0, 0, 0] = 1
+    expected = np.log(2) + 1 - ((2 * 1 + 1) / (2 + 2 + 1) + 1 / (2 + 0 + 1)) / 2
+    assert bce_dice_loss(torch.zeros(2, 1, 2, 2), target).item() == pytest.approx(expected)
+
+
+def test_ce_dice_of_a_hand_worked_pair():
+    # Logits of 0 are p = 1/3 for each of 3 classes. Classes 0, 1 and 2 have 3, 1 and 0 of 4 pixels.
+    target = torch.zeros(1, 3, 2, 2)
+    target[0, 0] = torch.tensor([[1, 1], [1, 0]])
+    target[0, 1, 1, 1] = 1
+    dice = [1 - (2 * n / 3 + 1e-5) / (4 / 9 + n + 1e-5) for n in (3, 1, 0)]
+    logits = torch.zeros(1, 3, 2, 2)
+    assert ce_dice_loss(logits, target).item() == pytest.approx(np.log(3) + np.mean(dice))
+    assert ce_dice_loss(logits, target, (0.0, 1.0)).item() == pytest.approx(np.mean(dice))
+
+
+def test_extreme_logits_have_finite_losses_and_gradients():
+    logits = torch.tensor([-1e4, 1e4, 0.0, 80.0]).reshape(1, 1, 2, 2).requires_grad_()
+    for target in (torch.zeros(1, 1, 2, 2), torch.ones(1, 1, 2, 2)):
+        loss = bce_dice_loss(logits, target)
+        assert loss.item() > 1000  # cross-entropy of logits does not saturate
+        (gradient,) = torch.autograd.grad(loss, logits)
+        assert gradient.isfinite().all()
+        assert gradient.abs().sum() > 0.25  # nor does its gradient vanish where p rounds to 0 or 1
+    many = torch.tensor([[1e4, 0.0], [-1e4, 0.0], [0.0, 90.0]]).reshape(1, 3, 1, 2)
+    many.requires_grad_()
+    target = torch.zeros(1, 3, 1, 2)
+    target[:, 1] = 1
+    loss = ce_dice_loss(many, target)
+    (gradient,) = torch.autograd.grad(loss, many)
+    assert loss.isfinite()
+    assert gradient.isfinite().all()
+
+
+def test_losses_of_classes_are_float32_under_autocast():
+    target = torch.ones(2, 1, 256, 256)
+    logits = torch.full(target.shape, 20.0, dtype=torch.bfloat16)
+    with torch.autocast("cpu", torch.bfloat16):
+        binary = bce_dice_loss(logits, target)
+        several = ce_dice_loss(logits.expand(2, 3, 256, 256), target.expand(2, 3, 256, 256) / 3)
+    assert binary.dtype == several.dtype == torch.float32
+    assert binary.item() == pytest.approx(0, abs=1e-5)
+
+
+def test_nothing_there_and_nothing_predicted_costs_nothing():
+    logits = torch.full((2, 1, 8, 8), -50.0)
+    assert bce_dice_loss(logits, torch.zeros_like(logits)).item() == pytest.approx(0, abs=1e-6)
+
+
+def test_the_representation_chooses():
+    assert loss_for(Semantic()) is bce_dice_loss
+    assert loss_for(Semantic(4)) is ce_dice_loss
+
+
 def test_wrong_inputs_are_named():
+    with pytest.raises(ValueError, match=r"`logits` and `target` must .*got \(1, 2, 4, 4\) and"):
+        bce_dice_loss(torch.zeros(1, 2, 4, 4), torch.zeros(1, 1, 4, 4))
+    with pytest.raises(ValueError, match="`logits` and `target` must have the same shape"):
+        ce_dice_loss(torch.zeros(1, 2, 4, 4), torch.zeros(1, 4, 4))
     with pytest.raises(ValueError, match=r"same shape \(b, m, y, x\), got \(2, 1, 4, 4\) and"):
         dice_loss(torch.zeros(2, 1, 4, 4), torch.zeros(2, 2, 4, 4))
     with pytest.raises(ValueError, match=r"got \(1, 4, 4\) and \(1, 4, 4\)"):
         dice_loss(torch.zeros(1, 4, 4), torch.zeros(1, 4, 4))
     with pytest.raises(ValueError, match="3 maps .* got 2"):
         dice_distance_loss(torch.zeros(2, 2, 4, 4), torch.zeros(2, 2, 4, 4))
-    with pytest.raises(TypeError, match="`representation` must be Boundaries or Distances"):
+    with pytest.raises(TypeError, match="must be Boundaries, Distances or Semantic, got str"):
         loss_for("boundaries")

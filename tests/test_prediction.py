@@ -3,6 +3,7 @@
 import itertools
 import tracemalloc
 from dataclasses import dataclass
+from typing import ClassVar
 
 import h5py
 import numpy as np
@@ -18,7 +19,7 @@ from vimunet.data.crops import RandomCrops
 from vimunet.data.folder import read_image
 from vimunet.models import build_model
 from vimunet.prediction import normalize, predict, segment, tile_slices
-from vimunet.representation import Boundaries
+from vimunet.representation import Boundaries, Semantic
 
 
 class Fake(nn.Module):
@@ -60,6 +61,7 @@ class AllMaps:
     """A representation for networks with any number of maps."""
 
     min_size: int = 0
+    activation: ClassVar[str] = "sigmoid"
 
     def decode(self, maps):
         return (maps[0] > 0.5).astype(np.int32)
@@ -95,12 +97,14 @@ def test_channels_come_first_and_share_mean_and_spread(rng):
     np.testing.assert_allclose(normalize(image), expected.transpose(2, 0, 1), atol=1e-5)
 
 
+@pytest.mark.parametrize("in_channels", [1, 3])
 @pytest.mark.parametrize("shape", [(24, 24), (24, 24, 3)])
-def test_training_and_prediction_prepare_an_image_alike(rng, shape):
+def test_training_and_prediction_prepare_an_image_alike(rng, shape, in_channels):
     image = rng.integers(0, 255, shape).astype(np.uint8)
+    image.reshape(24, 24, -1)[..., 0] //= 2  # channels of different brightness
     sample = Sample("a", lambda: (image, np.ones(shape[:2], np.int32)))
-    crop, _ = RandomCrops([sample], 24, Boundaries(), in_channels=1).crop(0)
-    own = normalize(image, in_channels=1)
+    crop, _ = RandomCrops([sample], 24, Boundaries(), in_channels=in_channels).crop(0)
+    own = normalize(image, in_channels=in_channels)
     flips = [own, own[:, ::-1], own[:, :, ::-1], own[:, ::-1, ::-1]]
     assert min(np.abs(crop - flipped).max() for flipped in flips) < 1e-5
 
@@ -424,3 +428,28 @@ def test_network_travels_to_the_gpu_and_back(image):
     on_gpu = predict(image, model, device="cuda", precision="float32")
     assert next(model.network.parameters()).device.type == "cpu"
     np.testing.assert_allclose(on_gpu, predict(image, model, device="cpu"), atol=1e-3)
+
+
+# --- classes ---------------------------------------------------------------------------------
+
+
+class GivenLogits(nn.Module):
+    """Returns the channels of the image, as they are, as logits."""
+
+    in_channels = out_channels = 3
+    stride, max_size = 1, None
+
+    def forward(self, image):
+        return 4 * image
+
+
+@pytest.mark.parametrize("tile_size", [None, 16])
+def test_maps_of_classes_are_a_softmax_and_labels_are_classes(rng, tile_size):
+    image = rng.normal(size=(40, 50, 3))
+    model = TrainedModel(GivenLogits(), Semantic(3))
+    maps = predict(image, model, tile_size=tile_size, halo=2, device="cpu")
+    logits = 4 * normalize(image)
+    expected = np.exp(logits) / np.exp(logits).sum(axis=0)
+    np.testing.assert_allclose(maps, expected, rtol=1e-4)
+    found = segment(image, model, tile_size=tile_size, halo=2, device="cpu")
+    np.testing.assert_array_equal(found, image.argmax(axis=2))

@@ -56,6 +56,9 @@ def test_links_and_pictures_exist(document):
         assert target.startswith("https://") or (document.parent / target).exists(), target
 
 
-@pytest.mark.parametrize("script", ["livecell/train.py", "cremi/train.py", "demo.py"])
+@pytest.mark.parametrize(
+    "script",
+    ["livecell/train.py", "cremi/train.py", "isic/train.py", "synapse/train.py", "demo.py"],
+)
 def test_experiments_named_in_the_documents_exist(script):
     assert (ROOT / "experiments" / script).exists()

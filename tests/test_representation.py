@@ -16,6 +16,7 @@ from vimunet.representation import (
     REPRESENTATIONS,
     Boundaries,
     Distances,
+    Semantic,
     representation_from_config,
 )
 
@@ -444,7 +445,14 @@ def test_bad_maps_are_named(representation):
 
 @pytest.mark.parametrize(
     "representation",
-    [*ALL, Boundaries.paper(), Boundaries.paper(foreground=False), Distances.paper()],
+    [
+        *ALL,
+        Boundaries.paper(),
+        Boundaries.paper(foreground=False),
+        Distances.paper(),
+        Semantic(foreground_threshold=0.3),
+        Semantic(9),
+    ],
 )
 def test_configuration_survives_json(representation):
     config = json.loads(json.dumps(representation.config(), allow_nan=False))
@@ -466,7 +474,12 @@ def test_unknown_names_and_fields_are_named():
 
 @pytest.mark.parametrize(
     ("kind", "field"),
-    [(k, f.name) for k in REPRESENTATIONS.values() for f in fields(k) if f.name != "foreground"],
+    [
+        (kind, field.name)
+        for kind in REPRESENTATIONS.values()
+        for field in fields(kind)
+        if field.name not in ("foreground", "num_classes")
+    ],
 )
 def test_fields_out_of_range_are_named(kind, field):
     for value in (-0.1, float("nan")):
@@ -495,10 +508,85 @@ def test_names_and_channels():
     assert {name: kind.name for name, kind in REPRESENTATIONS.items()} == {
         "boundaries": "boundaries",
         "distances": "distances",
+        "semantic": "semantic",
     }
     assert Boundaries().channels == ("foreground", "boundary")
     assert ONLY.channels == ("boundary",)
     assert Distances().channels == ("foreground", "center_distance", "boundary_distance")
+
+
+# Classes
+
+
+def test_foreground_of_a_hand_worked_image():
+    labels = np.array([[0, 1, 1], [0, 0, 1]])
+    for given in (labels, labels.astype(np.uint8), labels == 1):
+        maps = Semantic().encode(given)
+        assert maps.dtype == np.float32
+        np.testing.assert_array_equal(maps, labels[None])
+
+
+def test_one_map_per_class_of_a_hand_worked_image():
+    expected = [[[1, 0], [0, 0]], [[0, 0], [0, 1]], [[0, 1], [0, 0]], [[0, 0], [1, 0]]]
+    np.testing.assert_array_equal(Semantic(4).encode(np.array([[0, 2], [3, 1]])), expected)
+
+
+@pytest.mark.parametrize("num_classes", [2, 3, 9])
+def test_classes_survive_the_round_trip(rng, num_classes):
+    """Single pixels and gaps in the numbering included: nothing is removed or renumbered."""
+    labels = rng.integers(0, num_classes, (37, 23)).astype(np.uint8)
+    labels[labels == 1] = num_classes - 1
+    representation = Semantic(num_classes)
+    maps = representation.encode(labels)
+    assert maps.shape == (len(representation.channels), 37, 23)
+    found = representation.decode(maps)
+    assert found.dtype == np.int32
+    np.testing.assert_array_equal(found, labels)
+
+
+def test_channels_and_activation_of_classes():
+    assert (Semantic().channels, Semantic().activation) == (("foreground",), "sigmoid")
+    assert Semantic(3).channels == ("background", "class_1", "class_2")
+    assert Semantic(3).activation == "softmax"
+    assert Semantic.for_channels(1) == Semantic()
+    assert Semantic.for_channels(5) == Semantic(5)
+    for count in (0, 2):
+        with pytest.raises(ValueError, match=f"must have 1 map or at least 3, got {count}"):
+            Semantic.for_channels(count)
+    assert [kind.labels_are_classes for kind in (Boundaries, Distances, Semantic)] == [0, 0, 1]
+    assert {r.activation for r in ALL} == {"sigmoid"}
+
+
+def test_threshold_decides_between_two_classes():
+    maps = np.array([[[0.1, 0.3, 0.5, 0.7]]], np.float32)
+    np.testing.assert_array_equal(Semantic().decode(maps), [[0, 0, 1, 1]])
+    np.testing.assert_array_equal(Semantic(foreground_threshold=0.2).decode(maps), [[0, 1, 1, 1]])
+    assert set(Semantic().threshold_grid()) == {"foreground_threshold"}
+
+
+def test_largest_map_decides_between_more():
+    maps = np.array([[[0.3, 0.2, 0.4]], [[0.4, 0.3, 0.4]], [[0.3, 0.5, 0.2]]], np.float32)
+    for threshold in (0.1, 0.9):
+        representation = Semantic(3, foreground_threshold=threshold)
+        np.testing.assert_array_equal(representation.decode(maps), [[1, 2, 0]])
+    assert Semantic(3).threshold_grid() == {}
+
+
+def test_labels_that_are_no_classes_are_named():
+    with pytest.raises(ValueError, match="must be classes below 2, got 255. Set `num_classes`"):
+        Semantic().encode(np.array([[0, 255]], np.uint8))
+    with pytest.raises(ValueError, match="must not be negative, got -1"):
+        Semantic(4).encode(np.array([[0, -1]]))
+    with pytest.raises(TypeError, match="must be integers, got float64"):
+        Semantic().encode(np.zeros((2, 2)))
+    with pytest.raises(ValueError, match="`num_classes` must be at least 2.*got 1"):
+        Semantic(1)
+    with pytest.raises(TypeError, match="`num_classes` must be a whole number, got 2.0"):
+        Semantic(2.0)
+    with pytest.raises(
+        ValueError, match=r"shape \(3, y, x\) for background, class_1, class_2, got"
+    ):
+        Semantic(3).decode(np.ones((1, 4, 4), np.float32))
 
 
 # Real labels: the mSA of perfect maps

@@ -25,8 +25,8 @@ from vimunet.data import Sample
 from vimunet.data.crops import RandomCrops
 from vimunet.losses import dice_loss
 from vimunet.models import build_model
-from vimunet.representation import Boundaries, Distances
-from vimunet.training import TrainConfig, train
+from vimunet.representation import Boundaries, Distances, Semantic
+from vimunet.training import TrainConfig, cosine_learning_rate, train
 from vimunet.validation import Score, Validation
 
 
@@ -124,7 +124,9 @@ def test_defaults_are_the_papers():
     assert (config.iterations, config.crop_size, config.batch_size) == (100_000, 512, 2)
     assert (config.lr, config.lr_factor, config.lr_patience) == (1e-4, 0.9, 10)
     assert config.precision == "float32"
+    assert (config.optimizer, config.weight_decay, config.schedule) == ("adam", 0, "plateau")
     assert not config.rotations
+    assert not config.free_rotation
 
 
 def test_files_of_a_run(config):
@@ -376,6 +378,136 @@ def test_perfect_maps_score_one(config):
     assert score.val_mSA is None
 
 
+# Classes
+
+
+def read_classes(seed):
+    """Discs of class 1 and 2 on background."""
+    image, labels = read_discs(seed)
+    return image + 50 * (labels > 1), np.minimum(labels, 2)
+
+
+CLASSES = [Sample(f"classes{seed}", partial(read_classes, seed)) for seed in range(3)]
+
+
+class ThreeMaps(Tiny):
+    out_channels = 3
+
+    def __init__(self):
+        super().__init__()
+        self.layers[-1] = nn.Conv2d(6, 3, 3, padding=1)
+
+
+def test_validation_of_classes_is_dice_and_iou(config):
+    class Constant(ThreeMaps):
+        """Finds class 1 everywhere: softmax of (0, 3, 1)."""
+
+        def forward(self, image):
+            logits = torch.tensor([0.0, 3.0, 1.0])[None, :, None, None]
+            return logits.expand(len(image), 3, *image.shape[2:]) + 0 * super().forward(image)
+
+    fabric = vimunet.training._start_fabric(config)
+    model = vimunet.training.TrainedModel(Constant(), Semantic(3))
+    score, preview = Validation(fabric, model, CLASSES, 16, 2, 3, "float32").run()
+    dices, ious = [], []
+    for sample in CLASSES:
+        labels = sample.read()[1]
+        share = (labels == 1).mean()
+        dices.append(2 * share / (1 + share) / 2)  # class 2 is missed and counts 0
+        ious.append(share / 2)
+    assert score.val_Dice == pytest.approx(np.mean(dices))
+    assert score.val_IoU == pytest.approx(np.mean(ious))
+    assert score.val_mSA is None
+    expected = np.exp([0, 3, 1]) / np.exp([0, 3, 1]).sum()
+    np.testing.assert_allclose(preview[0][2][:, 3, 4], expected, rtol=1e-5)  # softmax, not sigmoid
+
+
+def test_run_of_classes(config, tmp_path):
+    folder = Path(config.output)
+    torch.manual_seed(5)
+    whole = ThreeMaps()
+    settings = replace(config, optimizer="adamw", schedule="cosine", free_rotation=0.5)
+    best = train(whole, Semantic(3), CLASSES, CLASSES[:2], settings)
+    rows = log_of(folder)
+    assert list(rows[0])[3:6] == ["val_loss", "val_Dice", "val_IoU"]
+    assert [bool(row["val_Dice"]) for row in rows] == [False, True] * 3
+    assert state_of(folder)["best"]["val_Dice"] == pytest.approx(
+        max(float(row["val_Dice"]) for row in rows if row["val_Dice"])
+    )
+    assert best.exists()
+
+    torch.manual_seed(5)
+    continued = ThreeMaps()
+    parts = replace(settings, output=tmp_path / "parts", lr_half_period=6)
+    train(continued, Semantic(3), CLASSES, CLASSES[:2], replace(parts, iterations=3))
+    continued = ThreeMaps()
+    train(continued, Semantic(3), CLASSES, CLASSES[:2], replace(parts, resume=True))
+    assert column(tmp_path / "parts", "loss") == column(folder, "loss")
+    assert column(tmp_path / "parts", "lr") == column(folder, "lr")
+    assert same(whole.state_dict(), continued.state_dict())
+
+
+def test_scores_of_classes_are_compared_by_dice():
+    assert Score(2.0, val_Dice=0.5).is_better_than(Score(1.0, val_Dice=0.4))
+    assert not Score(2.0, val_Dice=0.5, val_IoU=0.9).is_better_than(Score(1.0, val_Dice=0.5))
+    assert not Score(math.nan, val_Dice=math.nan).is_better_than(Score())
+
+
+# Optimizer and schedule
+
+
+def test_cosine_of_the_published_recipe():
+    """VM-UNet: 1e-3 in epoch 1, 1e-5 in epoch 51, 1e-3 in epoch 101 (one iteration each)."""
+    config = TrainConfig("run", lr=1e-3, schedule="cosine", lr_half_period=50, iterations=300)
+    rates = [cosine_learning_rate(config, i) for i in range(300)]
+    assert rates[::50] == pytest.approx([1e-3, 1e-5] * 3)
+    assert rates[25] == pytest.approx((1e-3 + 1e-5) / 2)
+    once = [cosine_learning_rate(replace(config, lr_half_period=None), i) for i in range(300)]
+    assert once == sorted(once, reverse=True)
+    assert once[0] == 1e-3
+    assert once[299] == pytest.approx(1e-5, rel=0.01)
+
+
+def test_cosine_is_what_torch_does():
+    network = tiny()
+    config = TrainConfig("run", lr=1e-3, schedule="cosine", lr_half_period=7)
+    optimizer = torch.optim.SGD(network.parameters(), lr=1e-3)
+    scheduler = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, 7, eta_min=1e-5)
+    for i in range(30):
+        assert cosine_learning_rate(config, i) == pytest.approx(scheduler.get_last_lr()[0])
+        optimizer.step()
+        scheduler.step()
+
+
+def test_the_learning_rate_in_use_is_the_cosine(config):
+    run(config, schedule="cosine", lr_min=1e-3)
+    settings = replace(config, schedule="cosine", lr_min=1e-3)
+    used = [float(lr) for lr in column(config.output, "lr")]
+    assert used == pytest.approx([cosine_learning_rate(settings, i) for i in range(6)])
+
+
+def test_a_longer_cosine_is_another_run(config):
+    run(config, iterations=2, schedule="cosine")
+    with pytest.raises(ValueError, match="lr_half_period was 2 and is 6"):
+        run(config, resume=True, schedule="cosine")
+
+
+@pytest.mark.parametrize("optimizer", ["adam", "adamw"])
+def test_optimizers_are_those_of_torch(config, optimizer):
+    """One step of the run against one step done here."""
+    trained, _ = run(config, iterations=1, optimizer=optimizer, weight_decay=0.5)
+    network = tiny()
+    kind = {"adam": torch.optim.Adam, "adamw": torch.optim.AdamW}[optimizer]
+    step = kind(network.parameters(), lr=1e-2, weight_decay=0.5)
+    crops = RandomCrops(SAMPLES, 16, Boundaries(), seed=0, length=2)
+    images, targets = (torch.stack(parts) for parts in zip(crops[0], crops[1], strict=True))
+    torch.manual_seed(vimunet.training._random_seed(0, 0, 0))
+    dice_loss(network(images).sigmoid(), targets).backward()
+    step.step()
+    for name, value in network.named_parameters():
+        torch.testing.assert_close(trained.state_dict()[name], value)
+
+
 # Ends
 
 
@@ -511,6 +643,12 @@ def test_loss_that_is_not_finite_stops_the_training(config, tmp_path, monkeypatc
         ({"lr_factor": 1}, "`lr_factor` must lie between 0 and 1, got 1"),
         ({"max_minutes": 0}, "`max_minutes` must be positive, got 0"),
         ({"precision": "int8"}, "Unknown precision 'int8'. Known: float32, bf16"),
+        ({"optimizer": "sgd"}, "Unknown optimizer 'sgd'. Known: adam, adamw"),
+        ({"schedule": "step"}, "Unknown schedule 'step'. Known: plateau, cosine"),
+        ({"weight_decay": -1}, "`weight_decay` must be 0 or more, got -1"),
+        ({"free_rotation": 2}, r"`free_rotation` must lie in \[0, 1\], got 2"),
+        ({"lr_half_period": 0}, "`lr_half_period` must be at least 1, got 0"),
+        ({"schedule": "cosine", "lr_min": 1}, "`lr_min` must lie between 0 and `lr` 0.0001, got 1"),
     ],
 )
 def test_settings_out_of_range(changes, message):

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from vimunet.files import replacing
 from vimunet.models import build_model
-from vimunet.representation import Boundaries, Distances, representation_from_config
+from vimunet.representation import Representation, representation_from_config
 
 FORMAT = "vimunet 1"
 _ENTRIES = ("format", "model", "model_args", "representation", "normalization", "info")
@@ -36,7 +36,7 @@ class TrainedModel:
     """
 
     network: nn.Module
-    representation: Boundaries | Distances
+    representation: Representation
     normalization: str = "image"
     info: dict[str, Any] = field(default_factory=dict)
 

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
     from vimunet.checkpoint import TrainedModel
     from vimunet.data import Sample
-    from vimunet.representation import Boundaries, Distances
+    from vimunet.representation import Representation
 
 OPTIONAL_PACKAGES = {
     "lightning-fabric": "train",
@@ -38,8 +38,11 @@ OPTIONAL_PACKAGES = {
     "z5py": "n5",
     "torch-em": "torch-em",
 }
-REPRESENTATIONS = ("boundaries", "distances", "boundary")
+REPRESENTATIONS = ("boundaries", "distances", "boundary", "semantic")
 VALIDATION_FRACTION = 0.15
+_OF_OBJECTS = ("threshold", "labelled_pixels_only")
+_OF_CLASSES = ("num_classes", "spacing")
+"""Flags of `vimunet evaluate` for the one and the other kind of labels."""
 TRAIN_SETTINGS = (
     "output",
     "iterations",
@@ -47,6 +50,9 @@ TRAIN_SETTINGS = (
     "crop_size",
     "batch_size",
     "lr",
+    "optimizer",
+    "weight_decay",
+    "schedule",
     "precision",
     "seed",
     "resume",
@@ -137,7 +143,12 @@ def segment(options: argparse.Namespace) -> int:
     files = _input_files(options.images)
     _check_outputs(files, options)
     model = load_model(options.model)
+    classes = model.representation.labels_are_classes
     if options.min_size is not None:
+        if classes:
+            raise ValueError(
+                f"`--min-size` must be left out: {options.model} finds classes, not objects."
+            )
         model = replace(
             model, representation=replace(model.representation, min_size=options.min_size)
         )
@@ -150,12 +161,13 @@ def segment(options: argparse.Namespace) -> int:
                 bar.set_postfix_str(f"{name}, tile {done} of {total}")
 
             try:
-                objects = _segment_file(file, model, options, show)
+                found = _segment_file(file, model, options, show)
             except Exception as error:  # whatever is wrong with one file, the others go on
                 failed += 1
                 tqdm.write(f"vimunet: {file} failed: {error}", file=sys.stderr)
             else:
-                tqdm.write(f"{file}: {objects} objects", file=sys.stdout)
+                kind = "classes besides background" if classes else "objects"
+                tqdm.write(f"{file}: {found} {kind}", file=sys.stdout)
     print(f"{len(files) - failed} of {len(files)} images segmented into {options.output}")
     return 1 if failed else 0
 
@@ -224,7 +236,7 @@ def _segment_file(
     options: argparse.Namespace,
     progress: Callable[[int, int], None],
 ) -> int:
-    """Segment one file, slice by slice if it is a stack; return the number of objects."""
+    """Segment one file, slice by slice if it is a stack; return how many objects or classes."""
     import numpy as np
 
     from vimunet.data.folder import read_image
@@ -235,11 +247,13 @@ def _segment_file(
     image = read_image(file, options.key)
     slices, stacked = _slices(image, network.in_channels)
     all_labels, all_maps = [], []
+    classes = model.representation.labels_are_classes
     objects = 0
     for pixels in slices:
         maps = predict(pixels, model, progress=progress, **_prediction_options(options))
         labels = model.representation.decode(maps).astype(np.int64)
-        labels[labels > 0] += objects  # the objects of two slices are never the same ones
+        if not classes:
+            labels[labels > 0] += objects  # the objects of two slices are never the same ones
         objects = max(objects, int(labels.max()))
         all_labels.append(labels)
         if options.save_maps:
@@ -256,7 +270,7 @@ def _segment_file(
     dtype = np.uint16 if objects < 2**16 else np.uint32
     labels = np.stack(all_labels) if stacked else all_labels[0]
     _write_tiff(paths["labels"], labels.astype(dtype), "ZYX"[not stacked :])
-    return objects
+    return int(np.unique(labels[labels > 0]).size) if classes else objects
 
 
 def _slices(image: "np.ndarray", in_channels: int) -> tuple[list["np.ndarray"], bool]:
@@ -323,17 +337,21 @@ def train(options: argparse.Namespace) -> int:
     from vimunet.training import TrainConfig
     from vimunet.training import train as run_training
 
-    keys = {"image_key": options.image_key, "label_key": options.label_key}
-    samples = find_pairs(options.images, options.labels, **keys)
+    representation = _representation(options.representation, options.num_classes)
+    reading = {
+        "image_key": options.image_key,
+        "label_key": options.label_key,
+        "masks": representation.labels_are_classes,
+    }
+    samples = find_pairs(options.images, options.labels, **reading)
     if options.val_images is not None:
         if options.val_labels is None:
             raise ValueError("`--val-images` must come with --val-labels.")
-        validation = find_pairs(options.val_images, options.val_labels, **keys)
+        validation = find_pairs(options.val_images, options.val_labels, **reading)
     else:
         samples, validation = _split(samples)
     print(f"{len(samples)} images to train on, {len(validation)} to validate on")
 
-    representation = _representation(options.representation)
     in_channels = options.in_channels
     if in_channels is None:
         image, _ = samples[0].read()
@@ -389,9 +407,13 @@ def _model_options(pairs: Sequence[str]) -> dict[str, Any]:
     return options
 
 
-def _representation(name: str) -> "Boundaries | Distances":
-    from vimunet.representation import Boundaries, Distances
+def _representation(name: str, num_classes: int | None = None) -> "Representation":
+    from vimunet.representation import Boundaries, Distances, Semantic
 
+    if name == "semantic":
+        return Semantic() if num_classes is None else Semantic(num_classes)
+    if num_classes is not None:
+        raise ValueError(f"`--num-classes` must come with semantic labels, got {name}.")
     if name == "distances":
         return Distances()
     return Boundaries(foreground=name == "boundaries")
@@ -405,33 +427,48 @@ def tune(options: argparse.Namespace) -> int:
     from vimunet.data.folder import find_pairs
     from vimunet.evaluation import tune_thresholds
     from vimunet.prediction import choose_device, predict
+    from vimunet.representation import Semantic
+    from vimunet.semantic_evaluation import tune_threshold
 
     if (options.output is None) != options.in_place:
         raise ValueError("Give either --output FILE or --in-place, to say where the model goes.")
-    samples = find_pairs(
-        options.images, options.labels, image_key=options.image_key, label_key=options.label_key
-    )
     model = load_model(options.model)
+    classes = model.representation.labels_are_classes
+    if classes and options.labelled_pixels_only:
+        raise ValueError("`--labelled-pixels-only` must be left out for classes.")
+    samples = find_pairs(
+        options.images,
+        options.labels,
+        image_key=options.image_key,
+        label_key=options.label_key,
+        masks=classes,
+    )
     model.network.to(choose_device(options.device))
     maps, labels = [], []
     for sample in tqdm(samples, unit="image", disable=None):
         image, annotated = sample.read()
         maps.append(predict(image, model, **_prediction_options(options)))
         labels.append(annotated)
-    tuned, score, table = tune_thresholds(
-        model.representation,
-        maps,
-        labels,
-        labelled_pixels_only=options.labelled_pixels_only,
-    )
-    before = table[0]["mSA"]
-    print(f"{len(samples)} images, mSA {before:.4f} before, {score:.4f} after")
+    tuned: Representation
+    if isinstance(model.representation, Semantic):
+        measure = "Dice"
+        tuned, score, table = tune_threshold(model.representation, maps, labels)
+    else:
+        measure = "mSA"
+        tuned, score, table = tune_thresholds(
+            model.representation,
+            maps,
+            labels,
+            labelled_pixels_only=options.labelled_pixels_only,
+        )
+    before = table[0][measure]
+    print(f"{len(samples)} images, {measure} {before:.4f} before, {score:.4f} after")
     for name in tuned.threshold_grid():
         print(f"  {name}: {getattr(model.representation, name)} -> {getattr(tuned, name)}")
     note = {
         "images": [sample.name for sample in samples],
-        "mSA_before": before,
-        "mSA": score,
+        f"{measure}_before": before,
+        measure: score,
         "labelled_pixels_only": options.labelled_pixels_only,
     }
     path = options.model if options.in_place else options.output
@@ -443,14 +480,24 @@ def tune(options: argparse.Namespace) -> int:
 def evaluate(options: argparse.Namespace) -> int:
     """Score predicted label files against annotated ones."""
     from vimunet.evaluation import evaluate_folders, write_csv
+    from vimunet.semantic_evaluation import evaluate_semantic_folders
 
-    result = evaluate_folders(
-        options.predictions,
-        options.labels,
-        threshold=options.threshold,
-        protocol=options.protocol,
-        labelled_pixels_only=options.labelled_pixels_only,
-    )
+    given: dict[str, Any] = {
+        name: value
+        for name in (*_OF_OBJECTS, *_OF_CLASSES)
+        if (value := getattr(options, name)) is not None
+    }
+    if len(given.get("spacing", ())) == 1:
+        (given["spacing"],) = given["spacing"]
+    unused = _OF_OBJECTS if options.semantic else _OF_CLASSES
+    for name in unused:
+        if name in given:
+            flag = f"--{name.replace('_', '-')}"
+            raise ValueError(
+                f"`{flag}` must {'not come' if options.semantic else 'come'} with --semantic."
+            )
+    score_folders = evaluate_semantic_folders if options.semantic else evaluate_folders
+    result = score_folders(options.predictions, options.labels, protocol=options.protocol, **given)
     if options.csv is not None:
         write_csv(options.csv, result)
     if options.json:
@@ -462,22 +509,44 @@ def evaluate(options: argparse.Namespace) -> int:
 
 
 def _print_scores(result: dict[str, Any]) -> None:
-    columns = ("mSA", "SA50", "SA75", "precision", "recall", "F1")
-    low, high = (
-        {"name": title, **{column: result["confidence"][column][i] for column in columns}}
-        for i, title in enumerate(("95 % of means: low", "95 % of means: high"))
+    semantic = "micro" in result
+    columns = (
+        ("Dice", "IoU", "mIoU", "accuracy", "sensitivity", "specificity", "HD95")
+        if semantic
+        else ("mSA", "SA50", "SA75", "precision", "recall", "F1")
     )
+
+    def ends(confidence: dict[str, list[float]], what: str) -> list[dict[str, Any]]:
+        return [
+            {
+                "name": f"95 % of {what}: {title}",
+                **{key: pair[i] for key, pair in confidence.items()},
+            }
+            for i, title in enumerate(("low", "high"))
+        ]
+
     mean = {"name": f"mean of {len(result['images'])}", **result["mean"]}
-    rows = [*result["images"], mean, low, high]
-    width = max(len(row["name"]) for row in rows)
-    print(" " * width + "".join(f"{column:>11}" for column in columns))
+    rows = [*result["images"], mean, *ends(result["confidence"], "means")]
+    if semantic:
+        rows += [{"name": "all pixels together", **result["micro"]}]
+        rows += ends(result["micro_confidence"], "these")
+    name_width = max(len(row["name"]) for row in rows)
+    width = max(map(len, columns)) + 2
+    print(" " * name_width + "".join(f"{column:>{width}}" for column in columns))
     for row in rows:
-        print(f"{row['name']:<{width}}" + "".join(f"{row[column]:>11.3f}" for column in columns))
-    settings = result["settings"]
-    print(
-        f"\nprecision, recall and F1 at IoU {settings['threshold']}, "
-        f"protocol {settings['protocol']}"
-    )
+        cells = (f"{row[key]:>{width}.3f}" if key in row else " " * width for key in columns)
+        print(f"{row['name']:<{name_width}}" + "".join(cells))
+    settings, total = result["settings"], result["total"]
+    if semantic:
+        print(
+            f"\n{total['missed']} structures missed and {total['invented']} invented, "
+            f"protocol {settings['protocol']}"
+        )
+    else:
+        print(
+            f"\nprecision, recall and F1 at IoU {settings['threshold']}, "
+            f"protocol {settings['protocol']}"
+        )
     for title, names in (
         ("without prediction, scored as empty", result["missing"]),
         ("without labels, not scored", result["extra"]),
@@ -490,6 +559,7 @@ def convert(options: argparse.Namespace) -> int:
     """Turn a checkpoint of torch-em into a model file."""
     from vimunet.bridges.torch_em import read_checkpoint
     from vimunet.checkpoint import TrainedModel, save_model
+    from vimunet.representation import Semantic
 
     if options.output.exists() and not options.overwrite:
         raise ValueError(f"{options.output} exists already. Replace it with --overwrite.")
@@ -499,7 +569,9 @@ def convert(options: argparse.Namespace) -> int:
     )
     if name is None:
         raise ValueError(f"A network with {network.out_channels} maps has no representation here.")
-    representation = _representation(name)
+    representation = (
+        Semantic.for_channels(network.out_channels) if name == "semantic" else _representation(name)
+    )
     if len(representation.channels) != network.out_channels:
         raise ValueError(
             f"`--representation {name}` has {len(representation.channels)} maps, but the network "
@@ -574,9 +646,10 @@ def _parser() -> argparse.ArgumentParser:
         "--representation",
         choices=REPRESENTATIONS,
         default="boundaries",
-        help="what the network learns; `boundary` is for images without background "
-        "(default: %(default)s)",
+        help="what the network learns; `boundary` is for images without background, `semantic` for "
+        "labels that are classes or masks (default: %(default)s)",
     )
+    _add_num_classes(command)
     settings = command.add_argument_group(
         "settings", "Left out, they are the paper's.", argument_default=argparse.SUPPRESS
     )
@@ -585,6 +658,13 @@ def _parser() -> argparse.ArgumentParser:
     settings.add_argument("--crop-size", type=int, help="side of the crops in pixels (512)")
     settings.add_argument("--batch-size", type=int, help="crops per iteration (2)")
     settings.add_argument("--lr", type=float, help="learning rate (1e-4)")
+    settings.add_argument("--optimizer", choices=("adam", "adamw"), help="(adam)")
+    settings.add_argument("--weight-decay", type=float, help="of the optimizer (0)")
+    settings.add_argument(
+        "--schedule",
+        choices=("plateau", "cosine"),
+        help="how the learning rate falls (plateau: when the validation loss does not)",
+    )
     settings.add_argument("--precision", choices=("float32", "bf16"), help="(float32)")
     settings.add_argument("--seed", type=int, default=0, help="of weights and crops (0)")
     settings.add_argument(
@@ -622,12 +702,19 @@ def _parser() -> argparse.ArgumentParser:
         help="how matches are counted (default: %(default)s)",
     )
     command.add_argument(
-        "--threshold",
-        type=float,
-        default=0.5,
-        help="IoU of a match for precision, recall and F1 (default: %(default)s)",
+        "--threshold", type=float, help="IoU of a match for precision, recall and F1 (default: 0.5)"
     )
-    _add_labelled_pixels_only(command)
+    _add_labelled_pixels_only(command, default=None)
+    command.add_argument(
+        "--semantic", action="store_true", help="labels are classes or masks: Dice, IoU, HD95, ..."
+    )
+    _add_num_classes(command)
+    command.add_argument(
+        "--spacing",
+        type=float,
+        nargs="+",
+        help="distance of neighbouring pixels along each axis, for HD95 (default: 1)",
+    )
 
     command = add("convert", convert, "turn a torch-em checkpoint into a model file")
     command.add_argument("checkpoint", type=Path, help="best.pt or latest.pt of torch-em")
@@ -665,10 +752,19 @@ def _add_option(command: argparse.ArgumentParser, example: str) -> None:
     )
 
 
-def _add_labelled_pixels_only(command: argparse.ArgumentParser) -> None:
+def _add_num_classes(command: argparse.ArgumentParser) -> None:
+    command.add_argument(
+        "--num-classes", type=int, help="of semantic labels, background included (default: 2)"
+    )
+
+
+def _add_labelled_pixels_only(
+    command: argparse.ArgumentParser, default: bool | None = False
+) -> None:
     command.add_argument(
         "--labelled-pixels-only",
         action="store_true",
+        default=default,
         help="score only where the labels are not 0 (EM labels that leave out boundaries)",
     )
 

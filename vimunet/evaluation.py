@@ -3,7 +3,7 @@
 Everything is read from one sparse table, `Overlap`: how many pixels each predicted object shares
 with each annotated one. `evaluate` scores one image, `evaluate_folders` two folders of files,
 `tune_thresholds` picks the decoding thresholds of a representation on validation images.
-Scores of semantic masks (Dice, Hausdorff distance) are not here.
+Scores of classes (Dice, Hausdorff distance) are in `vimunet.semantic_evaluation`.
 """
 
 import csv
@@ -12,7 +12,7 @@ import itertools
 import json
 import logging
 import operator
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -373,22 +373,15 @@ def evaluate_folders(
         ValueError: If two files of a folder differ only in their extension, or the shapes of a
             pair differ. The message names the file.
     """
-    predicted_files, labelled_files = _by_name(predictions), _by_name(labels)
-    missing = sorted(labelled_files.keys() - predicted_files.keys())
-    extra = sorted(predicted_files.keys() - labelled_files.keys())
-    if missing:
-        _log.warning("No prediction, scored as empty: %s", ", ".join(missing))
-    if extra:
-        _log.warning("Prediction without labels, not scored: %s", ", ".join(extra))
+    pairs, missing, extra = pair_by_name(predictions, labels)
     settings: dict[str, Any] = {
         "threshold": threshold,
         "protocol": protocol,
         "labelled_pixels_only": labelled_pixels_only,
     }
     images = []
-    for name, file in labelled_files.items():
+    for name, found, file in pairs:
         reference = read_labels(file)
-        found = predicted_files.get(name)
         prediction = np.zeros_like(reference) if found is None else read_labels(found)
         try:
             scores = evaluate(prediction, reference, **settings)
@@ -412,7 +405,7 @@ def summarize(images: list[dict[str, Any]]) -> dict[str, Any]:
     values = {key: np.array([scores[key] for scores in images], dtype=float) for key in keys}
     return {
         "images": images,
-        "mean": {key: _mean(values[key]) for key in keys},
+        "mean": {key: mean_defined(values[key]) for key in keys},
         "total": {key: sum(scores[key] for scores in images) for key in _COUNTS},
         "confidence": {key: confidence_interval(values[key]) for key in keys},
     }
@@ -434,9 +427,31 @@ def confidence_interval(scores: Iterable[float], samples: int = 2000) -> list[fl
     values = values[~np.isnan(values)]
     if not values.size:
         return [float("nan"), float("nan")]
+    return central_part(values[chosen].mean() for chosen in resamples(values.size, samples))
+
+
+def resamples(count: int, samples: int = 2000) -> Iterator[np.ndarray]:
+    """Draw images with replacement, always the same draws for the same number of images.
+
+    Args:
+        count: Number of images.
+        samples: Number of draws.
+
+    Yields:
+        (count,) which images a bootstrap sample has.
+    """
     rng = np.random.default_rng(0)
-    means = [values[rng.integers(values.size, size=values.size)].mean() for _ in range(samples)]
-    return np.percentile(means, [2.5, 97.5]).tolist()
+    for _ in range(samples):
+        yield rng.integers(count, size=count)
+
+
+def central_part(draws: Iterable[float]) -> list[float]:
+    """Return low and high end of the central 95 %; nan is left out, and returned if all are."""
+    values = np.array(list(draws), dtype=float)
+    values = values[~np.isnan(values)]
+    if not values.size:
+        return [float("nan"), float("nan")]
+    return np.percentile(values, [2.5, 97.5]).tolist()
 
 
 def write_json(path: str | Path, result: dict[str, Any]) -> None:
@@ -447,11 +462,14 @@ def write_json(path: str | Path, result: dict[str, Any]) -> None:
 def write_csv(path: str | Path, result: dict[str, Any]) -> None:
     """Write the result of `evaluate_folders` as a table, all of it or nothing.
 
-    One row per image, then the rows `mean`, `low` and `high` (of the confidence interval). Scores
-    that are not defined are left empty.
+    One row per image, then the rows `mean`, `low` and `high` (of the confidence interval); for
+    classes also `micro`, `micro low` and `micro high`. Scores that are not defined are left empty.
     """
-    low, high = ({k: ends[i] for k, ends in result["confidence"].items()} for i in (0, 1))
-    summary = [{"name": "mean", **result["mean"]}, {"name": "low", **low}, {"name": "high", **high}]
+    summary = [{"name": "mean", **result["mean"]}]
+    summary += _ends(result["confidence"])
+    if "micro" in result:
+        summary += [{"name": "micro", **result["micro"]}]
+        summary += _ends(result["micro_confidence"], "micro ")
     rows = [_without_nan(row) for row in result["images"] + summary]
     text = io.StringIO()
     table = csv.DictWriter(text, fieldnames=list(rows[0]), lineterminator="\n")
@@ -502,7 +520,7 @@ def tune_thresholds(
     for values in combinations:
         thresholds = dict(zip(grid, values, strict=True))
         candidate = replace(representation, **thresholds)
-        score = _mean(
+        score = mean_defined(
             np.array(
                 [
                     mean_segmentation_accuracy(
@@ -580,9 +598,46 @@ def _ratio(part: float, whole: float, otherwise: float) -> float:
     return part / whole if whole else otherwise
 
 
-def _mean(values: np.ndarray) -> float:
+def mean_defined(values: np.ndarray, otherwise: float = float("nan")) -> float:
+    """Average what is not nan; `otherwise` if all is."""
     values = values[~np.isnan(values)]
-    return float(values.mean()) if values.size else float("nan")
+    return float(values.mean()) if values.size else otherwise
+
+
+def _ends(confidence: dict[str, list[float]], prefix: str = "") -> list[dict[str, Any]]:
+    """Turn intervals into two rows of a table."""
+    return [
+        {"name": f"{prefix}{title}", **{key: ends[i] for key, ends in confidence.items()}}
+        for i, title in enumerate(("low", "high"))
+    ]
+
+
+def pair_by_name(
+    predictions: str | Path, labels: str | Path
+) -> tuple[list[tuple[str, Path | None, Path]], list[str], list[str]]:
+    """Pair the images of two folders by name without extension.
+
+    Args:
+        predictions: Folder of predicted images.
+        labels: Folder of annotated images.
+
+    Returns:
+        Name, prediction (None if there is none) and labels of each file of `labels`; the names
+        without a prediction, and those without labels. A warning tells both.
+
+    Raises:
+        FileNotFoundError: If a folder does not exist or holds no images.
+        ValueError: If two files of a folder differ only in their extension.
+    """
+    predicted_files, labelled_files = _by_name(predictions), _by_name(labels)
+    missing = sorted(labelled_files.keys() - predicted_files.keys())
+    extra = sorted(predicted_files.keys() - labelled_files.keys())
+    if missing:
+        _log.warning("No prediction, scored as empty: %s", ", ".join(missing))
+    if extra:
+        _log.warning("Prediction without labels, not scored: %s", ", ".join(extra))
+    pairs = [(name, predicted_files.get(name), file) for name, file in labelled_files.items()]
+    return pairs, missing, extra
 
 
 def _by_name(folder: str | Path) -> dict[str, Path]:

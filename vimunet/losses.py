@@ -1,4 +1,6 @@
-"""Losses of the paper, on probabilities; `loss_for` picks the one of a representation.
+"""Losses of the papers; `loss_for` picks the one of a representation.
+
+Those for objects take probabilities, those for classes take logits.
 
 All sums are taken in float32 or better, also under autocast, because a sum over the pixels of a
 batch does not fit the range of float16 or the digits of bfloat16.
@@ -8,10 +10,12 @@ from collections.abc import Callable
 
 import torch
 from torch import Tensor
+from torch.nn import functional
 
-from vimunet.representation import Boundaries, Distances
+from vimunet.representation import Boundaries, Distances, Representation, Semantic
 
 _EMPTY = 1e-7  # smallest denominator: an empty channel gives a loss of 1, not NaN
+_SMOOTH = 1e-5  # of VM-UNet: a class that is neither there nor predicted costs nothing
 
 
 def dice_loss(prediction: Tensor, target: Tensor) -> Tensor:
@@ -74,7 +78,75 @@ def dice_distance_loss(prediction: Tensor, target: Tensor, mask_distances: bool 
     return dice_loss(prediction, target)
 
 
-def loss_for(representation: Boundaries | Distances) -> Callable[[Tensor, Tensor], Tensor]:
+def bce_dice_loss(logits: Tensor, target: Tensor) -> Tensor:
+    """Binary cross-entropy plus one minus the soft Dice overlap of each image.
+
+    With p = sigmoid(logits) and the sums over the maps and pixels of one image,
+
+        loss = mean(bce(p, t)) + 1 - mean over images of (2 sum(p t) + 1) / (sum(p) + sum(t) + 1)
+
+    An image without foreground costs nothing if none is predicted.
+
+    Args:
+        logits: (b, m, y, x) before the sigmoid.
+        target: (b, m, y, x) targets in [0, 1].
+
+    Returns:
+        () loss >= 0, float32 (float64 for float64 logits).
+
+    Raises:
+        ValueError: If the shapes differ or are not (b, m, y, x).
+
+    Source:
+        Ruan & Xiang 2024, "VM-UNet", https://arxiv.org/abs/2402.02491. The cross-entropy is taken
+        from logits, not from probabilities: the same number, also where those round to 0 or 1.
+    """
+    logits, target = _checked(logits, target, "logits")
+    with torch.autocast(logits.device.type, enabled=False):
+        cross_entropy = functional.binary_cross_entropy_with_logits(logits, target)
+        prediction = logits.sigmoid()
+        overlap = (prediction * target).sum(dim=(1, 2, 3))
+        size = prediction.sum(dim=(1, 2, 3)) + target.sum(dim=(1, 2, 3))
+        return cross_entropy + 1 - ((2 * overlap + 1) / (size + 1)).mean()
+
+
+def ce_dice_loss(
+    logits: Tensor, target: Tensor, weights: tuple[float, float] = (1.0, 1.0)
+) -> Tensor:
+    """Cross-entropy and one minus the soft Dice overlap of each class, weighted.
+
+    With p = softmax(logits), and the sums over all images and pixels of the batch,
+
+        dice = mean over classes of 1 - (2 sum(p t) + 1e-5) / (sum(p^2) + sum(t^2) + 1e-5)
+        loss = weights[0] * mean(-log p of the true class) + weights[1] * dice
+
+    Args:
+        logits: (b, m, y, x) before the softmax, one map for each class, background included.
+        target: (b, m, y, x) 1 for the true class of a pixel, 0 for the others.
+        weights: Of cross-entropy and Dice.
+
+    Returns:
+        () loss >= 0, float32 (float64 for float64 logits).
+
+    Raises:
+        ValueError: If the shapes differ or are not (b, m, y, x).
+
+    Source:
+        Ruan & Xiang 2024, "VM-UNet", https://arxiv.org/abs/2402.02491: weights 1 and 1; those that
+        its code has as default are 0.4 and 0.6.
+    """
+    logits, target = _checked(logits, target, "logits")
+    with torch.autocast(logits.device.type, enabled=False):
+        log_prediction = logits.log_softmax(dim=1)
+        cross_entropy = -(target * log_prediction).sum(dim=1).mean()
+        prediction = log_prediction.exp()
+        overlap = (prediction * target).sum(dim=(0, 2, 3))
+        size = prediction.square().sum(dim=(0, 2, 3)) + target.square().sum(dim=(0, 2, 3))
+        dice = 1 - (2 * overlap + _SMOOTH) / (size + _SMOOTH)
+        return weights[0] * cross_entropy + weights[1] * dice.mean()
+
+
+def loss_for(representation: Representation) -> Callable[[Tensor, Tensor], Tensor]:
     """Choose the loss that trains a network for a representation.
 
     Args:
@@ -82,11 +154,13 @@ def loss_for(representation: Boundaries | Distances) -> Callable[[Tensor, Tensor
 
     Returns:
         Function of logits (b, m, y, x) and target (b, m, y, x) that gives the loss. It applies the
-        sigmoid itself.
+        activation itself.
 
     Raises:
         TypeError: If there is no loss for this kind of representation.
     """
+    if isinstance(representation, Semantic):
+        return bce_dice_loss if representation.activation == "sigmoid" else ce_dice_loss
     loss: Callable[[Tensor, Tensor], Tensor]
     if isinstance(representation, Distances):
         loss = dice_distance_loss
@@ -94,7 +168,7 @@ def loss_for(representation: Boundaries | Distances) -> Callable[[Tensor, Tensor
         loss = dice_loss
     else:
         raise TypeError(
-            "`representation` must be Boundaries or Distances, "
+            "`representation` must be Boundaries, Distances or Semantic, "
             f"got {type(representation).__name__}."
         )
 
@@ -108,10 +182,10 @@ def _at_least_float32(tensor: Tensor) -> Tensor:
     return tensor if tensor.dtype == torch.float64 else tensor.float()
 
 
-def _checked(prediction: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
+def _checked(prediction: Tensor, target: Tensor, name: str = "prediction") -> tuple[Tensor, Tensor]:
     if prediction.ndim != 4 or prediction.shape != target.shape:
         raise ValueError(
-            "`prediction` and `target` must have the same shape (b, m, y, x), "
+            f"`{name}` and `target` must have the same shape (b, m, y, x), "
             f"got {tuple(prediction.shape)} and {tuple(target.shape)}."
         )
     prediction = _at_least_float32(prediction)

@@ -13,11 +13,11 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 import numpy as np
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from vimunet.data.crops import to_channels
 from vimunet.models.compiled import bfloat16_is_fast, memory_kept
@@ -268,7 +268,7 @@ def predict(
             batch = tiles[start : start + batch_size]
             windows = torch.from_numpy(np.stack([pixels.read(tile.window) for tile in batch]))
             logits = network(windows.to(run_device))
-            activated = logits.float().sigmoid().cpu().numpy()
+            activated = activate(logits, model.representation.activation).cpu().numpy()
             if not np.isfinite(activated).all():
                 raise ValueError(
                     f"The network returned NaN in {str(dtype).removeprefix('torch.')}. "
@@ -295,13 +295,29 @@ def segment(image: Any, model: TrainedModel, **options: Any) -> np.ndarray:
             `precision`, `progress`.
 
     Returns:
-        (y, x) int32 labels. 0 is background, objects are numbered from 1 without gaps.
+        (y, x) int32 labels. 0 is background, objects are numbered from 1 without gaps; for a
+        `Semantic` representation, the class of each pixel.
 
     Raises:
         ValueError: See `predict`.
         TypeError: See `predict`.
     """
     return model.representation.decode(predict(image, model, **options))
+
+
+def activate(logits: Tensor, activation: Literal["sigmoid", "softmax"]) -> Tensor:
+    """Turn logits into maps.
+
+    Args:
+        logits: (b, m, y, x) output of a network.
+        activation: "sigmoid" for each map on its own, "softmax" for maps whose sum is 1; see
+            `vimunet.representation`.
+
+    Returns:
+        (b, m, y, x) float32 maps in [0, 1].
+    """
+    logits = logits.float()
+    return logits.softmax(dim=1) if activation == "softmax" else logits.sigmoid()
 
 
 def choose_device(device: str | torch.device = "auto") -> torch.device:

@@ -1,15 +1,18 @@
 """What each map means, in both directions: labels to maps for training, maps to labels after.
 
-`Boundaries` and `Distances` each name their `channels`, `encode` labels into the target of a
-network and `decode` the maps of a network into labels. Nothing else in the project knows which
-channel is which. Here is no network, no loss and no image.
+`Boundaries`, `Distances` and `Semantic` each name their `channels`, `encode` labels into the
+target of a network and `decode` the maps of a network into labels. Nothing else in the project
+knows which channel is which. Here is no network, no loss and no image.
 
-`encode` is the paper's in both. `decode` has better defaults than the paper; `paper()` gives its
-recipe. Axis letters: m maps, y rows, x columns.
+The labels of `Boundaries` and `Distances` number objects; for both, `encode` is the paper's, and
+`decode` has better defaults than the paper, whose recipe `paper()` gives. The labels of `Semantic`
+are classes: their values mean something and are never renumbered. Each kind says with
+`labels_are_classes` which of the two it is, and with `activation` how logits become maps.
+Axis letters: m maps, y rows, x columns.
 """
 
 from dataclasses import asdict, dataclass, fields
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -59,6 +62,8 @@ class Boundaries:
     min_size: int = 20
 
     name: ClassVar[str] = "boundaries"
+    activation: ClassVar[Literal["sigmoid"]] = "sigmoid"
+    labels_are_classes: ClassVar[bool] = False
 
     def __post_init__(self) -> None:
         if not isinstance(self.foreground, bool):
@@ -175,6 +180,8 @@ class Distances:
     min_target_size: int = 25
 
     name: ClassVar[str] = "distances"
+    activation: ClassVar[Literal["sigmoid"]] = "sigmoid"
+    labels_are_classes: ClassVar[bool] = False
     channels: ClassVar[tuple[str, ...]] = ("foreground", "center_distance", "boundary_distance")
 
     def __post_init__(self) -> None:
@@ -269,12 +276,132 @@ class Distances:
         return remove_small(labels, self.min_size)
 
 
-REPRESENTATIONS: dict[str, type[Boundaries] | type[Distances]] = {
-    kind.name: kind for kind in (Boundaries, Distances)
+@dataclass(frozen=True)
+class Semantic:
+    """The class of each pixel.
+
+    Two classes need one map, the foreground; more classes have one map each, background included.
+
+    Attributes:
+        num_classes: Number of classes, background (class 0) included; at least 2.
+        foreground_threshold: With two classes, pixels with less foreground are background. With
+            more, the class with the largest map wins and this is not used.
+
+    Source:
+        As in Ruan & Xiang 2024, "VM-UNet", https://arxiv.org/abs/2402.02491, for skin lesions (two
+        classes) and for abdominal organs (nine).
+    """
+
+    num_classes: int = 2
+    foreground_threshold: float = 0.5
+
+    name: ClassVar[str] = "semantic"
+    labels_are_classes: ClassVar[bool] = True
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.num_classes, int) or isinstance(self.num_classes, bool):
+            raise TypeError(f"`num_classes` must be a whole number, got {self.num_classes!r}.")
+        if self.num_classes < 2:
+            raise ValueError(
+                f"`num_classes` must be at least 2, background included, got {self.num_classes}."
+            )
+        _check_thresholds(self, "foreground_threshold")
+
+    @property
+    def channels(self) -> tuple[str, ...]:
+        """Name of each map."""
+        if self.num_classes == 2:
+            return ("foreground",)
+        return ("background", *(f"class_{i}" for i in range(1, self.num_classes)))
+
+    @property
+    def activation(self) -> Literal["sigmoid", "softmax"]:
+        """How logits become maps: each on its own, or all maps of a pixel with the sum 1."""
+        return "sigmoid" if self.num_classes == 2 else "softmax"
+
+    @classmethod
+    def for_channels(cls, count: int) -> "Semantic":
+        """Give the representation with `count` maps: 1 for two classes, else one each.
+
+        Raises:
+            ValueError: If there is none with so many maps.
+        """
+        if count < 1 or count == 2:
+            raise ValueError(
+                f"A semantic network must have 1 map or at least 3, got {count}: two classes "
+                "have one map, the foreground."
+            )
+        return cls(num_classes=2 if count == 1 else count)
+
+    def threshold_grid(self) -> dict[str, tuple[float, ...]]:
+        """Give the fields worth tuning on validation images, and the values to try."""
+        if self.num_classes > 2:
+            return {}
+        return {"foreground_threshold": (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9)}
+
+    def config(self) -> dict[str, Any]:
+        """Describe this for JSON; `representation_from_config` rebuilds it."""
+        return {"name": self.name, **asdict(self)}
+
+    def encode(self, labels: ArrayLike) -> NDArray[np.float32]:
+        """Turn classes into the maps that a network shall predict.
+
+        Args:
+            labels: (y, x) class of each pixel, integer in 0 ... num_classes - 1; a mask of true
+                and false is class 1 and 0.
+
+        Returns:
+            (m, y, x) maps in the order of `channels`, 1 where the pixel has the class of the map
+            and 0 elsewhere.
+
+        Raises:
+            TypeError: If the labels are not integers.
+            ValueError: If a label is no class or the shape is not (y, x).
+
+        Examples:
+            >>> Semantic(num_classes=3).encode(np.array([[0, 2, 1]]))[:, 0]
+            array([[1., 0., 0.],
+                   [0., 0., 1.],
+                   [0., 1., 0.]], dtype=float32)
+        """
+        labels = np.asarray(labels)
+        labels = _checked_labels(labels.astype(np.uint8) if labels.dtype == bool else labels)
+        if labels.max() >= self.num_classes:
+            raise ValueError(
+                f"`labels` must be classes below {self.num_classes}, got {labels.max()}. Set "
+                "`num_classes` to the number of classes, background included; where labels number "
+                "objects, or are 0 and 255, turn them into classes first."
+            )
+        classes = range(1, 2) if self.num_classes == 2 else range(self.num_classes)
+        return np.stack([labels == i for i in classes]).astype(np.float32)
+
+    def decode(self, maps: ArrayLike) -> NDArray[np.int32]:
+        """Turn maps into classes. Nothing is lost of perfect maps.
+
+        Args:
+            maps: (m, y, x) maps in the order of `channels`, in [0, 1].
+
+        Returns:
+            (y, x) class of each pixel; between equal maps the lower class wins.
+
+        Raises:
+            TypeError: If the maps are not floating point.
+            ValueError: If the shape does not fit `channels` or a value is not in [0, 1].
+        """
+        maps = _checked_maps(maps, self.channels)
+        if self.num_classes == 2:
+            return (maps[0] >= self.foreground_threshold).astype(np.int32)
+        return maps.argmax(axis=0).astype(np.int32)
+
+
+Representation = Boundaries | Distances | Semantic
+
+REPRESENTATIONS: dict[str, type[Boundaries] | type[Distances] | type[Semantic]] = {
+    kind.name: kind for kind in (Boundaries, Distances, Semantic)
 }
 
 
-def representation_from_config(config: dict[str, Any]) -> Boundaries | Distances:
+def representation_from_config(config: dict[str, Any]) -> Representation:
     """Rebuild a representation from its `config()`.
 
     Args:
@@ -360,7 +487,7 @@ def _checked_maps(maps: ArrayLike, channels: tuple[str, ...]) -> NDArray[np.floa
     if maps.min() < 0 or maps.max() > 1:
         raise ValueError(
             f"`maps` must lie in [0, 1], got [{maps.min():.3g}, {maps.max():.3g}]. "
-            "Apply the sigmoid to logits first."
+            "Apply the sigmoid or softmax to logits first."
         )
     return maps.astype(np.float32, copy=False)
 

@@ -16,7 +16,7 @@ import os
 import signal
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from types import FrameType
@@ -34,9 +34,9 @@ from vimunet.data import Sample
 from vimunet.data.crops import RandomCrops
 from vimunet.losses import loss_for
 from vimunet.models.compiled import memory_kept
-from vimunet.representation import Boundaries, Distances
+from vimunet.representation import Representation
 from vimunet.training_files import RunFolder, code_commit, describe_run
-from vimunet.validation import Score, Validation
+from vimunet.validation import Score, Validation, measured
 
 try:
     from lightning_fabric import Fabric
@@ -46,6 +46,10 @@ except ImportError as error:
 _FABRIC_PRECISIONS: dict[str, Literal["32-true", "bf16-mixed"]] = {
     "float32": "32-true",
     "bf16": "bf16-mixed",
+}
+_OPTIMIZERS: dict[str, Callable[..., torch.optim.Optimizer]] = {
+    "adam": torch.optim.Adam,
+    "adamw": torch.optim.AdamW,
 }
 _PREDICTION_PRECISIONS = {"float32": "float32", "bf16": "bfloat16"}
 
@@ -64,7 +68,11 @@ class TrainConfig:
         max_minutes: Stop after this time, validation and earlier parts of the run included.
         crop_size: Side of the training crops in pixels.
         batch_size: Crops per iteration and process.
-        lr: Learning rate of Adam.
+        lr: Learning rate of the optimizer, at the start.
+        optimizer: "adam" or "adamw" (Adam with decoupled weight decay).
+        weight_decay: Of the optimizer.
+        schedule: How the learning rate falls: "plateau", see `lr_factor` and `lr_patience`, or
+            "cosine", see `lr_min` and `lr_half_period`.
         precision: "float32" or "bf16" (automatic mixed precision).
         seed: Decides crops and dropped paths. (The weights are those that `network` has.)
         resume: Continue the run in `output`.
@@ -72,9 +80,13 @@ class TrainConfig:
         val_crops: Number of fixed crops for the validation loss.
         val_images: Most whole validation images to segment and score; 0 for none.
         rotations: Also rotate the crops by multiples of 90 degrees; flips are always on.
+        free_rotation: Probability that a crop is also rotated by any angle, see `RandomCrops`.
         min_objects: Fewest different labels in a training crop, see `RandomCrops`.
-        lr_factor: The learning rate is multiplied by this ...
+        lr_factor: "plateau": the learning rate is multiplied by this ...
         lr_patience: ... after more than this many validations without a lower validation loss.
+        lr_min: "cosine": the learning rate goes down to this along half a cosine ...
+        lr_half_period: ... within so many iterations, then up again, and so on. None: within
+            `iterations`, so that it only goes down.
         workers: Processes that prepare crops; None chooses, 0 prepares them in this process.
         device: "auto", "cpu", "cuda" or "mps".
         training_data: What the network is trained on, in words, for the model file.
@@ -92,6 +104,9 @@ class TrainConfig:
     crop_size: int = 512
     batch_size: int = 2
     lr: float = 1e-4
+    optimizer: str = "adam"
+    weight_decay: float = 0.0
+    schedule: str = "plateau"
     precision: str = "float32"
     seed: int = 0
     resume: bool = False
@@ -99,9 +114,12 @@ class TrainConfig:
     val_crops: int = 32
     val_images: int = 8
     rotations: bool = False
+    free_rotation: float = 0.0
     min_objects: int = 0
     lr_factor: float = 0.9
     lr_patience: int = 10
+    lr_min: float = 1e-5
+    lr_half_period: int | None = None
     workers: int | None = None
     device: str = "auto"
     training_data: str = ""
@@ -118,16 +136,30 @@ class TrainConfig:
             raise ValueError(f"`lr` must be positive, got {self.lr}.")
         if not 0 < self.lr_factor < 1:
             raise ValueError(f"`lr_factor` must lie between 0 and 1, got {self.lr_factor}.")
+        if not 0 <= self.weight_decay < math.inf:
+            raise ValueError(f"`weight_decay` must be 0 or more, got {self.weight_decay}.")
+        if not 0 <= self.free_rotation <= 1:
+            raise ValueError(f"`free_rotation` must lie in [0, 1], got {self.free_rotation}.")
+        if self.schedule == "cosine" and not 0 <= self.lr_min <= self.lr:
+            raise ValueError(f"`lr_min` must lie between 0 and `lr` {self.lr}, got {self.lr_min}.")
+        if self.lr_half_period is not None and self.lr_half_period < 1:
+            raise ValueError(f"`lr_half_period` must be at least 1, got {self.lr_half_period}.")
         if self.max_minutes is not None and not self.max_minutes > 0:
             raise ValueError(f"`max_minutes` must be positive, got {self.max_minutes}.")
-        if self.precision not in _FABRIC_PRECISIONS:
-            known = ", ".join(_FABRIC_PRECISIONS)
-            raise ValueError(f"Unknown precision {self.precision!r}. Known: {known}.")
+        for name, known in (
+            ("precision", tuple(_FABRIC_PRECISIONS)),
+            ("optimizer", tuple(_OPTIMIZERS)),
+            ("schedule", ("plateau", "cosine")),
+        ):
+            if getattr(self, name) not in known:
+                raise ValueError(
+                    f"Unknown {name} {getattr(self, name)!r}. Known: {', '.join(known)}."
+                )
 
 
 def train(
     network: nn.Module,
-    representation: Boundaries | Distances,
+    representation: Representation,
     train_samples: Sequence[Sample],
     val_samples: Sequence[Sample],
     config: TrainConfig,
@@ -145,9 +177,10 @@ def train(
         config: Settings.
 
     Returns:
-        Path of the best model. "Best" is the highest mSA on whole validation images, with the
-        thresholds of `representation`; between equal ones, or without images, the lowest
-        validation loss. Should no validation have given a finite score, the newest model.
+        Path of the best model. "Best" is the highest mSA (for classes, the highest Dice) on whole
+        validation images, with the thresholds of `representation`; between equal ones, or without
+        images, the lowest validation loss. Should no validation have given a finite score, the
+        newest model.
 
     Raises:
         ValueError: If network, maps, crops and samples do not fit together, `output` is not
@@ -163,12 +196,19 @@ def train(
         representation,
         train_samples,
         val_samples,
-        asdict(config) | {"output": str(config.output), "processes": fabric.world_size},
+        asdict(config)
+        | {
+            "output": str(config.output),
+            "processes": fabric.world_size,
+            "lr_half_period": _half_period(config),
+        },
     )
     run = RunFolder(Path(config.output), settings, config.resume, writes=fabric.is_global_zero)
     fabric.barrier()  # nobody writes before everybody has looked into the folder
 
-    optimizer = torch.optim.Adam(network.parameters(), lr=config.lr)
+    optimizer = _OPTIMIZERS[config.optimizer](
+        network.parameters(), lr=config.lr, weight_decay=config.weight_decay
+    )
     scheduler = ReduceLROnPlateau(optimizer, "min", config.lr_factor, config.lr_patience)
     model, stepper = fabric.setup(network, optimizer)  # the same parameters, wrapped by Fabric
     state = _State(network, optimizer, scheduler)
@@ -199,8 +239,10 @@ def train(
     interrupted = 0.0
     network.train()
 
+    columns = ("iteration", "loss", "lr", *measured(representation), "seconds", "data_seconds")
+
     with (
-        run.open_log(state.iteration, config.iterations, time_limit) as log,
+        run.open_log(columns, state.iteration, config.iterations, time_limit) as log,
         _Signals() as signals,
         memory_kept(),
         torch.random.fork_rng([fabric.device] if fabric.device.type == "cuda" else []),
@@ -237,6 +279,9 @@ def train(
                     "before it is kept. "
                     "Look at the crops, lower `lr`, or use float32."
                 )
+            if config.schedule == "cosine":
+                for group in optimizer.param_groups:
+                    group["lr"] = cosine_learning_rate(config, state.iteration)
             lr = optimizer.param_groups[0]["lr"]
             stepper.step()
             state.iteration += 1
@@ -251,13 +296,15 @@ def train(
                 run.save_preview(state.iteration, preview, representation)
                 if score.is_better_than(state.best):
                     state.best = score
-                    info = {**origin, "iteration": state.iteration, **asdict(score)}
+                    found = {name: getattr(score, name) for name in measured(representation)}
+                    info = {**origin, "iteration": state.iteration, **found}
                     run.save_model("best", TrainedModel(network, representation, info=info))
-                if due:  # and not just because it stops: continued, the run must be the same
+                # Not when it just stops: continued, the run must be the same.
+                if due and config.schedule == "plateau":
                     scheduler.step(score.val_loss)
             state.seconds = time.perf_counter() - started
             times = {"seconds": state.seconds, "data_seconds": data_seconds}
-            scores = asdict(score) if score else {"val_loss": None, "val_mSA": None}
+            scores = {name: getattr(score, name, None) for name in measured(representation)}
             log.write(
                 {"iteration": state.iteration, "loss": mean_loss, "lr": lr, **scores, **times}
             )
@@ -326,6 +373,28 @@ class _Signals:
         self.received = number
 
 
+def cosine_learning_rate(config: TrainConfig, iteration: int) -> float:
+    """Give the learning rate of an iteration (from 0) with `schedule="cosine"`.
+
+    lr_min + (lr - lr_min) * (1 + cos(pi * iteration / half period)) / 2
+
+    Source:
+        Loshchilov & Hutter 2017, "SGDR", https://arxiv.org/abs/1608.03983, equation 5, without
+        restarts. VM-UNet's changes once per epoch, with a half period of 50 epochs and 300 epochs
+        in all, so that it ends as high as it began.
+    """
+    period = _half_period(config) or config.iterations
+    wave = (1 + math.cos(math.pi * iteration / period)) / 2
+    return config.lr_min + (config.lr - config.lr_min) * wave
+
+
+def _half_period(config: TrainConfig) -> int | None:
+    """Resolve `lr_half_period`, so that it is part of what must not change in a continued run."""
+    if config.schedule == "cosine" and config.lr_half_period is None:
+        return config.iterations
+    return config.lr_half_period
+
+
 def _start_fabric(config: TrainConfig) -> Fabric:
     """One process, or one of those that `torchrun` started."""
     processes, here = 1, 1
@@ -345,7 +414,7 @@ def _start_fabric(config: TrainConfig) -> Fabric:
 def _crops(
     samples: Sequence[Sample],
     network: Any,
-    representation: Boundaries | Distances,
+    representation: Representation,
     config: TrainConfig,
     fabric: Fabric,
 ) -> RandomCrops:
@@ -358,6 +427,7 @@ def _crops(
         network.in_channels,
         length=config.iterations * fabric.world_size * config.batch_size,
         rotations=config.rotations,
+        free_rotation=config.free_rotation,
         min_objects=config.min_objects,
     )
 
@@ -410,7 +480,7 @@ def _random_seed(seed: int, iteration: int, rank: int) -> int:
 
 def _check_fit(
     network: Any,  # its attributes are named in `vimunet.models`
-    representation: Boundaries | Distances,
+    representation: Representation,
     train_samples: Sequence[Sample],
     val_samples: Sequence[Sample],
     config: TrainConfig,

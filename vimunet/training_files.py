@@ -33,7 +33,7 @@ from vimunet.checkpoint import TrainedModel, save_model
 from vimunet.data import Sample
 from vimunet.files import replacing
 from vimunet.overlay import color_labels, stretch_contrast
-from vimunet.representation import Boundaries, Distances
+from vimunet.representation import Representation
 
 try:
     from matplotlib.figure import Figure
@@ -41,7 +41,6 @@ try:
 except ImportError as error:
     raise ImportError("Training needs more packages: pip install 'vimunet[train]'") from error
 
-COLUMNS = ("iteration", "loss", "lr", "val_loss", "val_mSA", "seconds", "data_seconds")
 MAY_DIFFER = ("iterations", "max_minutes", "resume", "output", "workers", "device")
 """Settings that may change when a run is continued: they do not alter what it computes."""
 
@@ -93,7 +92,7 @@ class RunFolder:
         self,
         iteration: int,
         crops: list[tuple[Tensor, Tensor, Tensor]],
-        representation: Boundaries | Distances,
+        representation: Representation,
     ) -> None:
         """Draw what the network makes of a few crops (image, target, maps)."""
         if self.writes:
@@ -132,10 +131,13 @@ class RunFolder:
             )
         return path
 
-    def open_log(self, iteration: int, iterations: int, seconds: float) -> "Log":
+    def open_log(
+        self, columns: Sequence[str], iteration: int, iterations: int, seconds: float
+    ) -> "Log":
         """Start to log after `iteration`; what was logged beyond it is forgotten.
 
         Args:
+            columns: What is logged, "iteration" first.
             iteration: Iterations already done.
             iterations: Iterations in the end.
             seconds: Seconds in the end, if that comes first.
@@ -144,7 +146,7 @@ class RunFolder:
             return Log()
         with replacing(self.folder / "config.json") as temporary:
             temporary.write_text(json.dumps(self.settings, indent=2) + "\n", encoding="utf-8")
-        return _WrittenLog(self.folder, iteration, iterations, seconds)
+        return _WrittenLog(self.folder, columns, iteration, iterations, seconds)
 
     def _check_settings(self) -> None:
         if not self._state_file.is_file():
@@ -179,7 +181,7 @@ class Log:
         """Take note of one iteration.
 
         Args:
-            row: Values by `COLUMNS`; None for what was not measured.
+            row: Values by column; None for what was not measured.
         """
 
     def close(self) -> None:
@@ -189,18 +191,25 @@ class Log:
 class _WrittenLog(Log):
     """One row per iteration in log.csv, TensorBoard and the progress bar."""
 
-    def __init__(self, folder: Path, iteration: int, iterations: int, seconds: float):
+    def __init__(
+        self,
+        folder: Path,
+        columns: Sequence[str],
+        iteration: int,
+        iterations: int,
+        seconds: float,
+    ):
         path = folder / "log.csv"
         kept: list[dict[str, str]] = []
         if iteration:
             rows = csv.DictReader(io.StringIO(path.read_text(encoding="utf-8")))
             kept = [row for row in rows if int(row["iteration"]) <= iteration]
         with replacing(path) as temporary, temporary.open("w", encoding="utf-8") as file:
-            table = csv.DictWriter(file, COLUMNS, lineterminator="\n")
+            table = csv.DictWriter(file, columns, lineterminator="\n")
             table.writeheader()
             table.writerows(kept)
         self._file = path.open("a", buffering=1, encoding="utf-8")
-        self._table = csv.DictWriter(self._file, COLUMNS, lineterminator="\n")
+        self._table = csv.DictWriter(self._file, columns, lineterminator="\n")
         self._board = SummaryWriter(str(folder), purge_step=iteration + 1)
         self._bar = tqdm(
             total=iterations,
@@ -234,7 +243,7 @@ class _WrittenLog(Log):
 
 def describe_run(
     network: Any,
-    representation: Boundaries | Distances,
+    representation: Representation,
     train_samples: Sequence[Sample],
     val_samples: Sequence[Sample],
     settings: dict[str, Any],
@@ -285,7 +294,7 @@ def draw_preview(
     images: np.ndarray,
     targets: np.ndarray,
     maps: np.ndarray,
-    representation: Boundaries | Distances,
+    representation: Representation,
 ) -> Figure:
     """Draw crops in rows: image, target maps, their labels, predicted maps, their labels.
 

@@ -1,4 +1,4 @@
-"""How good a network in training is: loss on fixed crops, mSA on whole images.
+"""How good a network in training is: loss on fixed crops, mSA or Dice and IoU on whole images.
 
 Whole images go the same road as those of a user: `predict`, then `decode`. Several processes share
 the work, and each of them learns the result.
@@ -17,7 +17,9 @@ from vimunet.data import Sample
 from vimunet.data.crops import RandomCrops
 from vimunet.evaluation import mean_segmentation_accuracy
 from vimunet.losses import loss_for
-from vimunet.prediction import predict
+from vimunet.prediction import activate, predict
+from vimunet.representation import Representation, Semantic
+from vimunet.semantic_evaluation import dice_and_iou
 
 try:
     from lightning_fabric import Fabric
@@ -30,30 +32,42 @@ _PREVIEW_CROPS = 3
 
 @dataclass(frozen=True)
 class Score:
-    """Result of a validation.
+    """Result of a validation. What was not measured is None; NaN if the loss is not finite.
 
     Attributes:
         val_loss: Mean loss of the crops.
-        val_mSA: Mean mSA of the whole images; None without images, NaN if the loss is not finite.
+        val_mSA: Mean mSA of the whole images, where labels are objects.
+        val_Dice: Mean Dice of the whole images, where labels are classes.
+        val_IoU: The same for IoU.
     """
 
     val_loss: float = math.inf
     val_mSA: float | None = None  # noqa: N815, as it is written everywhere
+    val_Dice: float | None = None  # noqa: N815
+    val_IoU: float | None = None  # noqa: N815
 
     def is_better_than(self, other: "Score") -> bool:
-        """Compare mSA, then loss. Infinity and NaN are never better than anything."""
+        """Compare mSA or Dice, then loss. Infinity and NaN are never better than anything."""
         return self._rank() > other._rank()
 
     def _rank(self) -> tuple[float, float]:
-        msa, loss = self.val_mSA, -self.val_loss
+        on_images = self.val_mSA if self.val_Dice is None else self.val_Dice
+        loss = -self.val_loss
         return (
-            msa if msa is not None and math.isfinite(msa) else -math.inf,
+            on_images if on_images is not None and math.isfinite(on_images) else -math.inf,
             loss if math.isfinite(loss) else -math.inf,
         )
 
 
+def measured(representation: Representation) -> tuple[str, ...]:
+    """Name the fields of `Score` that a validation of this representation fills."""
+    if isinstance(representation, Semantic):
+        return ("val_loss", "val_Dice", "val_IoU")
+    return ("val_loss", "val_mSA")
+
+
 class Validation:
-    """Fixed crops for the loss, whole images for mSA, both shared among the processes.
+    """Fixed crops for the loss, whole images for the scores, both shared among the processes.
 
     Args:
         fabric: Tells process and device.
@@ -106,25 +120,34 @@ class Validation:
                 logits = self._network(self._fabric.to_device(image)[None]).float().cpu()
                 losses.append(self._loss(logits, target[None]).item())
                 if len(preview) < _PREVIEW_CROPS:
-                    preview.append((image, target, logits[0].sigmoid().nan_to_num()))
+                    maps = activate(logits, self._model.representation.activation)[0]
+                    preview.append((image, target, maps.nan_to_num()))
         self._network.train()
-        loss, msa = self._mean(losses), None
-        if self._has_images:
-            finite = math.isfinite(loss)  # if it is not, `predict` would raise
-            msa = self._mean([self._score(s) for s in self._samples]) if finite else math.nan
-        return Score(loss, msa), preview
+        loss = self._mean(losses)
+        if not self._has_images:
+            return Score(loss), preview
+        names = measured(self._model.representation)[1:]
+        finite = math.isfinite(loss)  # if it is not, `predict` would raise
+        scores = [self._score(s) for s in self._samples] if finite else []
+        means = {
+            name: self._mean([score[i] for score in scores]) if finite else math.nan
+            for i, name in enumerate(names)
+        }
+        return Score(loss, **means), preview
 
-    def _score(self, sample: Sample) -> float:
+    def _score(self, sample: Sample) -> tuple[float, ...]:
+        """Score one image by mSA, or by Dice and IoU."""
         image, labels = sample.read()
         if labels is None:
             raise ValueError(f"{sample.name}: validation needs labels, this sample has none.")
         maps = predict(image, self._model, device=self._fabric.device, precision=self._precision)
-        return mean_segmentation_accuracy(
-            self._model.representation.decode(maps),
-            labels,
-            # Without a foreground map no pixel is predicted as background, so none is judged.
-            labelled_pixels_only="foreground" not in self._model.representation.channels,
-        )
+        representation = self._model.representation
+        found = representation.decode(maps)
+        if isinstance(representation, Semantic):
+            return dice_and_iou(found, labels, representation.num_classes)
+        # Without a foreground map no pixel is predicted as background, so none is judged.
+        unjudged = "foreground" not in representation.channels
+        return (mean_segmentation_accuracy(found, labels, labelled_pixels_only=unjudged),)
 
     def _mean(self, values: list[float]) -> float:
         """Mean over the values of all processes."""

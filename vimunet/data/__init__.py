@@ -1,7 +1,8 @@
 """Images with labels, wherever they come from.
 
-Every source (`folder`, `livecell`, `cremi`) is a list of `Sample`; `crops.RandomCrops` turns such
-a list into a training set and evaluation walks over it. Nothing here knows a network.
+Every source (`folder`, `livecell`, `cremi`, `isic`, `synapse`) is a list of `Sample`;
+`crops.RandomCrops` turns such a list into a training set and evaluation walks over it. Nothing here
+knows a network.
 """
 
 from collections.abc import Callable

@@ -5,11 +5,13 @@ it was, and several processes see different crops by asking for different items.
 and file formats are not the business of this module.
 """
 
+import math
 from collections.abc import Sequence
 from typing import Any, Protocol
 
 import numpy as np
 import torch
+from scipy.ndimage import affine_transform
 from torch import Tensor
 from torch.utils.data import Dataset
 
@@ -20,6 +22,11 @@ _MOST_TRIES = 500
 
 class Representation(Protocol):
     """What turns labels into the maps that a network learns, see `vimunet.representation`."""
+
+    @property
+    def labels_are_classes(self) -> bool:
+        """Whether the values of labels are classes, not the numbers of objects."""
+        ...
 
     def encode(self, labels: np.ndarray) -> np.ndarray:
         """Turn (y, x) labels into (m, y, x) float32 maps in [0, 1]."""
@@ -64,13 +71,41 @@ def to_channels(image: np.ndarray, in_channels: int) -> np.ndarray:
     )
 
 
+def rotate(image: np.ndarray, labels: np.ndarray, degrees: float) -> tuple[np.ndarray, np.ndarray]:
+    """Rotate an image and its labels about their centre.
+
+    Args:
+        image: (c, y, x) image, standardised; interpolated bilinearly.
+        labels: (y, x) integer labels; each pixel takes the nearest one.
+        degrees: Angle, counter-clockwise as the image is shown, y downwards.
+
+    Returns:
+        Image and labels of the same shapes; 0 where they were outside before.
+
+    Examples:
+        >>> labels = np.array([[1, 2], [3, 4]])
+        >>> rotate(np.zeros((1, 2, 2)), labels, 90)[1]
+        array([[2, 4],
+               [1, 3]])
+    """
+    angle = math.radians(degrees)
+    turn = np.array([[math.cos(angle), math.sin(angle)], [-math.sin(angle), math.cos(angle)]])
+    center = (np.array(labels.shape) - 1) / 2
+    offset = center - turn @ center
+
+    def turned(plane: np.ndarray, order: int) -> np.ndarray:
+        return affine_transform(plane, turn, offset, order=order, mode="grid-constant")
+
+    return np.stack([turned(plane, 1) for plane in image]), turned(labels, 0)
+
+
 class RandomCrops(Dataset):
     """A fixed number of random crops, each with the maps to be learnt from it.
 
     Each pass over the samples (`len(samples)` items) visits every sample once, in an order drawn
     anew. A crop starts anywhere inside the image, each possible start equally likely. It is
     flipped in y and in x with probability 0.5 each, and standardised by itself:
-    (image - mean) / (std + 1e-7) for each channel, as `prediction.normalize` does. An image
+    (image - mean) / (std + 1e-7) over all channels, as `prediction.normalize` does. An image
     smaller than the crop is standardised first and then padded with 0, its labels with background.
 
     Decoded samples are kept in memory up to `cache_bytes` (in each worker process), so that files
@@ -84,20 +119,24 @@ class RandomCrops(Dataset):
         in_channels: Channels of the image that the network takes, see `to_channels`.
         length: Number of items; one per sample by default.
         rotations: Also rotate by a random multiple of 90 degrees. Needs square crops.
+        free_rotation: Probability that a crop is also rotated about its centre by any angle:
+            the image bilinearly, the labels to the nearest pixel. What turns in from outside is
+            0 and background. In [0, 1].
         min_objects: Draw another crop of the same sample, up to 500 times, until the crop has at
             least this many different label values, background counted: 2 leaves out crops that
             are all background or inside one object.
         cache_bytes: Most memory for decoded samples, in bytes.
 
     Raises:
-        ValueError: If there is no sample, or a number is out of range.
+        ValueError: If there is no sample, a number is out of range, or `min_objects` is given for
+            labels that are classes.
 
     Source:
         Archit & Pape 2024, "ViM-UNet", https://arxiv.org/abs/2404.07705, trained with torch-em.
         Deviations: the last row, column and start position are included (torch-em never draws
-        them); small images are padded after standardisation, not before; channels are
-        standardised one by one, not together; rotations are new.
-        `min_objects=2` is torch-em's `MinInstanceSampler`.
+        them); small images are padded after standardisation, not before; rotations are new.
+        `min_objects=2` is torch-em's `MinInstanceSampler`. `free_rotation=0.5` is VM-UNet's
+        (https://arxiv.org/abs/2402.02491), with a new angle for each crop instead of one for all.
     """
 
     def __init__(
@@ -110,6 +149,7 @@ class RandomCrops(Dataset):
         length: int | None = None,
         *,
         rotations: bool = False,
+        free_rotation: float = 0.0,
         min_objects: int = 0,
         cache_bytes: int = 2**29,
     ):
@@ -122,6 +162,12 @@ class RandomCrops(Dataset):
             raise ValueError(f"`crop_size` must be square for rotations, got {size}.")
         if length is not None and length < 1:
             raise ValueError(f"`length` must be at least 1, got {length}.")
+        if not 0 <= free_rotation <= 1:
+            raise ValueError(f"`free_rotation` must lie in [0, 1], got {free_rotation}.")
+        if min_objects and representation.labels_are_classes:
+            raise ValueError(
+                f"`min_objects` must be 0 for labels that are classes, got {min_objects}."
+            )
         self.samples = list(samples)
         self.crop_size = size
         self.representation = representation
@@ -129,6 +175,7 @@ class RandomCrops(Dataset):
         self.in_channels = in_channels
         self.length = len(self.samples) if length is None else length
         self.rotations = rotations
+        self.free_rotation = free_rotation
         self.min_objects = min_objects
         self.cache_bytes = cache_bytes
         self._cache: dict[int, tuple[np.ndarray, np.ndarray]] = {}
@@ -158,8 +205,7 @@ class RandomCrops(Dataset):
         image, labels = self._cut(image, labels, rng, self.name(index))
 
         pixels = to_channels(image, self.in_channels)
-        mean, spread = (f(pixels, axis=(1, 2), keepdims=True) for f in (np.mean, np.std))
-        pixels = (pixels - mean) / (spread + 1e-7)
+        pixels = (pixels - pixels.mean()) / (pixels.std() + 1e-7)
         missing = [
             (0, want - have) for want, have in zip(self.crop_size, labels.shape, strict=True)
         ]
@@ -171,6 +217,8 @@ class RandomCrops(Dataset):
         if self.rotations:
             turns = int(rng.integers(4))
             pixels, labels = np.rot90(pixels, turns, (-2, -1)), np.rot90(labels, turns)
+        if self.free_rotation and rng.random() < self.free_rotation:
+            pixels, labels = rotate(pixels, labels, float(rng.uniform(0, 360)))
         return np.ascontiguousarray(pixels), np.ascontiguousarray(labels, np.int32)
 
     def name(self, index: int) -> str:
@@ -225,6 +273,8 @@ class RandomCrops(Dataset):
                 f"{sample.name}: the image contains NaN or infinite pixels. Replace them before "
                 "training."
             )
+        if self.representation.labels_are_classes and labels.max() > np.iinfo(np.int32).max:
+            raise ValueError(f"{sample.name}: labels must be classes, got {labels.max()}.")
         pair = image, _compact(labels)
         size = pair[0].nbytes + pair[1].nbytes
         if self._cached_bytes + size <= self.cache_bytes:

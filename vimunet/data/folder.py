@@ -67,12 +67,14 @@ def read_image(path: str | Path, key: str | None = None) -> np.ndarray:
     return image
 
 
-def read_labels(path: str | Path, key: str | None = None) -> np.ndarray:
+def read_labels(path: str | Path, key: str | None = None, *, masks: bool = False) -> np.ndarray:
     """Read one label image.
 
     Args:
         path: File (or Zarr folder) to read.
         key: Data set inside an HDF5, Zarr or N5 file; needed if there is more than one.
+        masks: For labels that are classes: take masks too. True, and 255 where there is nothing
+            else but 0, becomes class 1.
 
     Returns:
         (y, x) or (z, y, x) labels in the integer dtype of the file, 0 = background. A PNG with a
@@ -87,10 +89,10 @@ def read_labels(path: str | Path, key: str | None = None) -> np.ndarray:
     if path.suffix.lower() in (".jpg", ".jpeg"):
         raise ValueError(f"Labels must not be JPEG, which changes numbers, got {path}.")
     with _open(path, key, indices=True) as stored:
-        problem = _label_problem(stored)
+        problem = _label_problem(stored, masks)
         if problem is not None:
             raise ValueError(f"Labels in {path} must be whole numbers, got {problem}")
-        return _checked(stored.read(), path)
+        return _checked(stored.read(), path, masks)
 
 
 def list_images(folder: str | Path) -> list[Path]:
@@ -110,6 +112,7 @@ def find_pairs(
     *,
     image_key: str | None = None,
     label_key: str | None = None,
+    masks: bool = False,
 ) -> list[Sample]:
     """Pair each image of one folder with the labels of the same name in another.
 
@@ -121,6 +124,7 @@ def find_pairs(
         labels: Folder of label images.
         image_key: Data set of the images inside HDF5, Zarr or N5 files.
         label_key: The same for the labels. With both keys, both folders may be the same.
+        masks: For labels that are classes: take masks too, see `read_labels`.
 
     Returns:
         One sample per image in natural order; one per slice, called `name_z000`, for stacks.
@@ -150,7 +154,7 @@ def find_pairs(
     problems: list[str] = []
     for name, image_file in image_files.items():
         try:
-            samples += _pair(name, image_file, label_files[name], image_key, label_key)
+            samples += _pair(name, image_file, label_files[name], image_key, label_key, masks)
         except (OSError, ValueError) as error:
             problems.append(str(error))
     if problems:
@@ -161,11 +165,16 @@ def find_pairs(
 
 
 def _pair(
-    name: str, image_file: Path, label_file: Path, image_key: str | None, label_key: str | None
+    name: str,
+    image_file: Path,
+    label_file: Path,
+    image_key: str | None,
+    label_key: str | None,
+    masks: bool,
 ) -> list[Sample]:
     """Check the headers of one pair and return its samples, one per slice."""
     with _open(label_file, label_key, indices=True) as stored:
-        problem = _label_problem(stored)
+        problem = _label_problem(stored, masks)
         shape = stored.shape
     if problem is not None:
         raise ValueError(f"{label_file}: labels must be whole numbers, got {problem}")
@@ -178,7 +187,7 @@ def _pair(
                 f"{image_file}: shape {stored.shape} does not fit the labels "
                 f"{shape} of {label_file}."
             )
-    read = partial(_read_pair, image_file, label_file, image_key, label_key, axis)
+    read = partial(_read_pair, image_file, label_file, image_key, label_key, axis, masks)
     if len(shape) == 2:
         return [Sample(name, partial(read, None))]
     return [Sample(f"{name}_z{z:03d}", partial(read, z)) for z in range(shape[0])]
@@ -190,6 +199,7 @@ def _read_pair(
     image_key: str | None,
     label_key: str | None,
     channel_axis: int | None,
+    masks: bool,
     z: int | None,
 ) -> tuple[np.ndarray, np.ndarray]:
     with _open(image_file, image_key) as stored:
@@ -198,7 +208,7 @@ def _read_pair(
     if channel_axis is not None:
         image = np.moveaxis(image, channel_axis - (z is not None and channel_axis > z_axis), -1)
     with _open(label_file, label_key, indices=True) as stored:
-        return image, _checked(stored.read(z), label_file)
+        return image, _checked(stored.read(z), label_file, masks)
 
 
 @dataclass(frozen=True)
@@ -263,11 +273,11 @@ def _channel_axis(stored: _Stored, labels_shape: tuple[int, ...]) -> int | None:
     return None
 
 
-def _label_problem(stored: _Stored) -> str | None:
+def _label_problem(stored: _Stored, masks: bool) -> str | None:
     """Say what the header of a label file tells against it, None if nothing does."""
-    if stored.dtype.kind == "b":
+    if stored.dtype.kind == "b" and not masks:
         return f"a mask of true and false. {_MASK_HINT}"
-    if stored.dtype.kind not in "ui":
+    if stored.dtype.kind not in "bui":
         return f"{stored.dtype}. Save labels as 16 or 32 bit integers."
     if len(stored.shape) in (3, 4) and stored.shape[-1] in (3, 4):
         return (
@@ -279,8 +289,10 @@ def _label_problem(stored: _Stored) -> str | None:
     return None
 
 
-def _checked(labels: np.ndarray, path: Path) -> np.ndarray:
-    """Return the labels if their values can be labels."""
+def _checked(labels: np.ndarray, path: Path, masks: bool) -> np.ndarray:
+    """Return the labels if their values can be labels; a mask as 0 and 1."""
+    if labels.dtype == bool:
+        return labels.astype(np.uint8)
     if labels.size and labels.dtype.kind == "i" and labels.min() < 0:
         raise ValueError(
             f"Labels in {path} must not be negative, got {labels.min()}. "
@@ -288,6 +300,8 @@ def _checked(labels: np.ndarray, path: Path) -> np.ndarray:
         )
     if labels.size and labels.dtype == np.uint8 and labels.max() == 255:
         between = (labels > 0) & (labels < 255)
+        if not between.any() and masks:
+            return labels // 255
         if not between.any():
             raise ValueError(
                 f"Labels in {path} must number the objects, got only 0 and 255. {_MASK_HINT}"
