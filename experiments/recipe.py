@@ -62,6 +62,9 @@ def parser(description: str, stand_in: bool = True) -> argparse.ArgumentParser:
         default=TrainConfig.free_rotation,
         help="probability of a turn by any angle",
     )
+    flags.add_argument(
+        "--augment", action="store_true", help="other scales, contrasts, noise, blur"
+    )
     flags.add_argument("--resume", action="store_true", help="continue the run in --output")
     return flags
 
@@ -122,6 +125,7 @@ def run(
         val_images=options.val_images,
         rotations=options.rotations,
         free_rotation=options.free_rotation,
+        augment=options.augment,
         resume=options.resume,
         min_objects=min_objects,
         training_data=training_data,

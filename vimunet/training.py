@@ -81,6 +81,7 @@ class TrainConfig:
         val_images: Most whole validation images to segment and score; 0 for none.
         rotations: Also rotate the crops by multiples of 90 degrees; flips are always on.
         free_rotation: Probability that a crop is also rotated by any angle, see `RandomCrops`.
+        augment: Also change scale, contrast, sharpness, noise and illumination of the crops.
         min_objects: Fewest different labels in a training crop, see `RandomCrops`.
         lr_factor: "plateau": the learning rate is multiplied by this ...
         lr_patience: ... after more than this many validations without a lower validation loss.
@@ -115,6 +116,7 @@ class TrainConfig:
     val_images: int = 8
     rotations: bool = False
     free_rotation: float = 0.0
+    augment: bool = False
     min_objects: int = 0
     lr_factor: float = 0.9
     lr_patience: int = 10
@@ -428,6 +430,7 @@ def _crops(
         length=config.iterations * fabric.world_size * config.batch_size,
         rotations=config.rotations,
         free_rotation=config.free_rotation,
+        augment=config.augment,
         min_objects=config.min_objects,
     )
 

@@ -16,6 +16,7 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from vimunet.data import Sample
+from vimunet.data.augmentation import degrade, draw_zoom, resize
 
 _MOST_TRIES = 500
 
@@ -122,6 +123,8 @@ class RandomCrops(Dataset):
         free_rotation: Probability that a crop is also rotated about its centre by any angle:
             the image bilinearly, the labels to the nearest pixel. What turns in from outside is
             0 and background. In [0, 1].
+        augment: Also change scale, contrast, sharpness, noise and illumination, see
+            `vimunet.data.augmentation`.
         min_objects: Draw another crop of the same sample, up to 500 times, until the crop has at
             least this many different label values, background counted: 2 leaves out crops that
             are all background or inside one object.
@@ -150,6 +153,7 @@ class RandomCrops(Dataset):
         *,
         rotations: bool = False,
         free_rotation: float = 0.0,
+        augment: bool = False,
         min_objects: int = 0,
         cache_bytes: int = 2**29,
     ):
@@ -176,6 +180,7 @@ class RandomCrops(Dataset):
         self.length = len(self.samples) if length is None else length
         self.rotations = rotations
         self.free_rotation = free_rotation
+        self.augment = augment
         self.min_objects = min_objects
         self.cache_bytes = cache_bytes
         self._cache: dict[int, tuple[np.ndarray, np.ndarray]] = {}
@@ -202,10 +207,20 @@ class RandomCrops(Dataset):
             raise IndexError(f"`index` must be in 0 ... {self.length - 1}, got {index}.")
         rng = np.random.default_rng([self.seed, index])
         image, labels = self._read(self._number(index))
-        image, labels = self._cut(image, labels, rng, self.name(index))
+        magnification = draw_zoom(rng) if self.augment else 1.0
+        wanted = tuple(math.ceil(side / magnification) for side in self.crop_size)
+        image, labels = self._cut(image, labels, wanted, rng, self.name(index))
 
         pixels = to_channels(image, self.in_channels)
         pixels = (pixels - pixels.mean()) / (pixels.std() + 1e-7)
+        if self.augment:
+            if magnification != 1:
+                scaled = tuple(
+                    min(most, max(1, round(side * magnification)))
+                    for side, most in zip(labels.shape, self.crop_size, strict=True)
+                )
+                pixels, labels = resize(pixels, labels, scaled)
+            pixels = degrade(pixels, rng)
         missing = [
             (0, want - have) for want, have in zip(self.crop_size, labels.shape, strict=True)
         ]
@@ -232,21 +247,26 @@ class RandomCrops(Dataset):
         return int(order[place])
 
     def _cut(
-        self, image: np.ndarray, labels: np.ndarray, rng: np.random.Generator, name: str
+        self,
+        image: np.ndarray,
+        labels: np.ndarray,
+        wanted: tuple[int, ...],
+        rng: np.random.Generator,
+        name: str,
     ) -> tuple[np.ndarray, np.ndarray]:
-        """Cut a random piece out; it is smaller than `crop_size` if the image is."""
+        """Cut a random piece of a size out; it is smaller if the image is."""
         for _ in range(_MOST_TRIES):
             window = tuple(
                 slice(start, start + size)
                 for size, start in (
                     (size, int(rng.integers(max(1, have - size + 1))))
-                    for size, have in zip(self.crop_size, labels.shape, strict=True)
+                    for size, have in zip(wanted, labels.shape, strict=True)
                 )
             )
             if self.min_objects < 2 or np.unique(labels[window]).size >= self.min_objects:
                 return image[window], labels[window]
         raise ValueError(
-            f"{name}: no crop of {self.crop_size} with {self.min_objects} different labels "
+            f"{name}: no crop of {wanted} with {self.min_objects} different labels "
             f"(background counted) in {_MOST_TRIES} tries. Leave this image out, or lower "
             "`min_objects`."
         )

@@ -1,0 +1,74 @@
+"""Random changes of image quality, so that a network holds on images from other microscopes.
+
+Only pixels change here, except for `zoom`; flips and rotations belong to `crops.py`.
+"""
+
+import numpy as np
+from scipy.ndimage import gaussian_filter, zoom
+
+MAX_ZOOM = 2.0
+"""Crops are magnified by a factor between 1 / MAX_ZOOM and MAX_ZOOM."""
+
+
+def draw_zoom(rng: np.random.Generator) -> float:
+    """Draw a magnification: 1 in one of three cases, else log-uniform up to `MAX_ZOOM`."""
+    if rng.random() < 1 / 3:
+        return 1.0
+    return float(MAX_ZOOM ** rng.uniform(-1, 1))
+
+
+def resize(
+    image: np.ndarray, labels: np.ndarray, size: tuple[int, int]
+) -> tuple[np.ndarray, np.ndarray]:
+    """Scale an image and its labels to a size.
+
+    Args:
+        image: (c, y, x) float image; interpolated linearly, smoothed before if it shrinks.
+        labels: (y, x) integer labels; each pixel takes the nearest one.
+        size: (y, x) size wanted, in pixels.
+
+    Returns:
+        Image and labels of that size.
+    """
+    factors = [want / have for want, have in zip(size, labels.shape, strict=True)]
+    blur = [0.0, *(max(0.0, (1 / factor - 1) / 2) for factor in factors)]
+    smooth = gaussian_filter(image, blur) if max(blur) > 0 else image
+    options = {"mode": "grid-constant", "grid_mode": True}
+    scaled = zoom(smooth, [1, *factors], order=1, **{**options, "mode": "nearest"})
+    return scaled, zoom(labels, factors, order=0, **options)
+
+
+def degrade(image: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+    """Change contrast, illumination, sharpness and noise of an image at random.
+
+    Each with its own probability, in the order in which a microscope would: uneven illumination
+    (a plane over the image, up to 60 % from end to end), blur (up to 2 pixels), gamma (0.5 to 2),
+    noise (up to 30 % of the spread, also coarse-grained), and contrast inversion (one of four).
+
+    Args:
+        image: (c, y, x) float32 image, standardised.
+        rng: Source of randomness.
+
+    Returns:
+        Image of the same shape, standardised again over all channels.
+    """
+    low, high = np.quantile(image, [0.001, 0.999])
+    unit = np.clip((image - low) / max(high - low, 1e-6), 0, 1)
+    _, height, width = image.shape
+    if rng.random() < 0.3:
+        angle, strength = rng.uniform(0, 2 * np.pi), rng.uniform(0, 0.6)
+        y, x = np.mgrid[-0.5 : 0.5 : height * 1j, -0.5 : 0.5 : width * 1j]
+        unit = unit * (1 + strength * (np.cos(angle) * x + np.sin(angle) * y))
+        unit = unit + rng.uniform(0, 0.2) * (np.sin(angle) * x - np.cos(angle) * y + 0.5)
+    if rng.random() < 0.3:
+        unit = gaussian_filter(unit, [0, *[rng.uniform(0.3, 2.0)] * 2])
+    if rng.random() < 0.5:
+        unit = np.clip(unit, 0, None) ** (2 ** rng.uniform(-1, 1))
+    if rng.random() < 0.4:
+        noise = rng.normal(size=unit.shape)
+        if rng.random() < 0.5:
+            noise = gaussian_filter(noise, [0, 0.7, 0.7]) * 2.5
+        unit = unit + rng.uniform(0, 0.3) * unit.std() * noise
+    if rng.random() < 0.25:
+        unit = -unit
+    return ((unit - unit.mean()) / (unit.std() + 1e-7)).astype(np.float32)
