@@ -5,7 +5,7 @@ TORCH ?= torch==2.13.0
 RUN = $(VENV)/bin/python
 READY = $(VENV)/.ready
 
-.PHONY: demo test lint slow clean
+.PHONY: demo test lint slow triton clean
 
 demo: $(READY)
 	$(RUN) experiments/demo.py --output demo_output
@@ -21,6 +21,12 @@ lint: $(READY)
 	$(RUN) -m ruff format --check .
 	$(RUN) -m mypy
 
+# The GPU kernels in Triton's interpreter on the CPU; needs no GPU, takes some minutes.
+triton:
+	$(MAKE) VENV=.venv-triton .venv-triton/.ready
+	.venv-triton/bin/python -m pip install --quiet --disable-pip-version-check 'triton>=3.3'
+	TRITON_INTERPRET=1 .venv-triton/bin/python -m pytest -q tests/test_scan_triton.py
+
 $(READY): pyproject.toml
 	$(PYTHON) -m venv $(VENV) || { \
 	  rm -rf $(VENV); \
@@ -34,4 +40,4 @@ $(READY): pyproject.toml
 	touch $(READY)
 
 clean:
-	rm -rf $(VENV) demo_output build dist
+	rm -rf $(VENV) .venv-triton demo_output build dist

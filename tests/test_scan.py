@@ -320,6 +320,9 @@ def test_mamba_ssm_is_called_in_its_own_layout(monkeypatch, direction):
     monkeypatch.setitem(sys.modules, module.__name__, module)
     scan._mamba_ssm_kernel.cache_clear()
     try:
+        monkeypatch.setattr(scan, "triton_problem", lambda: None)
+        assert active_backend("cuda")[0] == "triton"
+        monkeypatch.setattr(scan, "triton_problem", lambda: "Triton is not installed")
         assert active_backend("cuda")[0] == "mamba_ssm"
         monkeypatch.setattr(scan, "active_backend", lambda device: ("mamba_ssm", ""))
         inputs = random_inputs(2, 9, 3, 2, torch.float32)

@@ -17,6 +17,7 @@ from torch.nn import functional
 
 from vimunet.models import compiled
 from vimunet.models.scan_torch import chunked_scan
+from vimunet.models.scan_triton import triton_problem, triton_selective_scan
 
 Order = Literal["forward", "reverse", "columns", "columns-reverse"]
 ORDERS: tuple[Order, ...] = get_args(Order)
@@ -129,6 +130,10 @@ def selective_scan(
         if backend == "cpp" and u.dtype != torch.float64:
             codes = [ORDERS.index(order) for order in orders]
             return compiled.selective_scan(u, delta, A, B, C, D, delta_bias, gate, codes, columns)
+        if backend == "triton" and u.dtype != torch.float64:
+            return triton_selective_scan(
+                u, delta, A, B, C, D, orders=orders, grid=grid, delta_bias=delta_bias, gate=gate
+            )
         dtype, state = u.dtype, state_dtype(u.dtype)
         u, delta, A, B, C, D = (tensor.to(state) for tensor in (u, delta, A, B, C, D))
         if delta_bias is not None:
@@ -167,13 +172,18 @@ def active_backend(device: torch.device | str) -> tuple[str, str]:
             return "torch", f"The compiled `vimunet._kernels` is missing: {compiled.problem}."
         width = compiled.kernels.WIDTHS[0]
         return "cpp", f"`vimunet._kernels` is built; it computes {width} channels at once."
-    if device.type != "cuda":
+    if device.type not in ("cuda", "xpu"):
         return "torch", f"The chunked scan in plain torch runs on every device, here {device.type}."
+    if torch.compiler.is_compiling():
+        return "torch", "Inside `torch.compile` the chunked scan in plain torch is traced."
+    problem = triton_problem()
+    if problem is None:
+        return "triton", "Triton is installed and finds the GPU; all scans run in one call."
     try:
         _mamba_ssm_kernel()
     except ImportError as error:
-        return "torch", f"The CUDA kernel of `mamba_ssm`, which is faster, is missing: {error}."
-    return "mamba_ssm", "`mamba_ssm` is installed and brings a CUDA kernel."
+        return "torch", f"Both faster ways are missing: {problem}; `mamba_ssm` neither ({error})."
+    return "mamba_ssm", f"`mamba_ssm` is installed; not Triton, the first choice: {problem}."
 
 
 def state_dtype(dtype: torch.dtype) -> torch.dtype:
