@@ -277,6 +277,7 @@ def test_size_of_a_network_on_a_gpu(dtype):
     check(inputs, "cuda", ORDERS, grid=(32, 32), dtype=dtype, limits=limits)
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not INSTALLED, reason="needs Triton: `make triton`")
 @pytest.mark.parametrize("target", ["cuda", "rocm"])
 def test_kernels_compile_without_a_gpu(target, tmp_path):
