@@ -272,11 +272,16 @@ def goals(tables: Tables) -> str:
 def machine(tables: Tables) -> str:
     """Tell on which machine and with which code each table was measured."""
     columns = ("cpu", "threads", "torch", "scan_backend", "commit")
-    rows = []
+    origins: dict[tuple[str, ...], list[str]] = {}
     for name in TABLES:
-        for values in sorted({tuple(row[column] for column in columns) for row in tables[name]}):
-            rows.append([f"`{name}.csv`", *values[:-1], f"`{values[-1][:12]}`"])
-    return _required(markdown(("table", "CPU", "threads", "torch", "scan", "commit"), rows), rows)
+        for origin in sorted({tuple(row[column] for column in columns) for row in tables[name]}):
+            origins.setdefault(origin, []).append(f"`{name}`")
+    rows = [
+        [", ".join(names), *origin[:-1], f"`{origin[-1][:12]}`"]
+        for origin, names in origins.items()
+    ]
+    header = ("tables", "CPU", "threads", "torch", "scan", "commit")
+    return _required(markdown(header, rows), rows)
 
 
 def limit(tables: Tables) -> str:
@@ -330,7 +335,6 @@ def networks(tables: Tables) -> str:
     for row in tables["networks"]:
         where = {"size": row["size"], "precision": row["precision"]}
         peer = min(pick(tables["networks"], "seconds", network=name, **where) for name in PEERS)
-        difference = row["largest_difference"]
         rows.append(
             [
                 row["network"],
@@ -340,7 +344,7 @@ def networks(tables: Tables) -> str:
                 _number(float(row["median_seconds"])),
                 f"{peer / float(row['seconds']):.2f} x",
                 f"{float(row['fraction_of_limit']):.2f}",
-                f"{float(difference):.1e}" if difference else "",
+                _difference(row),
             ]
         )
     header = (
@@ -369,10 +373,18 @@ def arrangement(tables: Tables) -> str:
                 f"{row['canvas']} x {row['canvas']}",
                 _number(float(row["seconds"])),
                 f"{float(row['seconds']) / default:.2f} x",
+                _difference(row),
             ]
         )
-    header = ("arrangement", "image", "network sees", "seconds", "of ours")
-    return _required(markdown(header, rows, numbers=(3, 4)), rows)
+    header = (
+        "arrangement",
+        "image",
+        "network sees",
+        "seconds",
+        "of ours",
+        "difference of logits between both scans",
+    )
+    return _required(markdown(header, rows, numbers=(3, 4, 5)), rows)
 
 
 def road(tables: Tables) -> str:
@@ -451,6 +463,11 @@ def _required(text: str, rows: Sequence[object]) -> str:
     if not rows:
         raise LookupError("Nothing was measured.")
     return text
+
+
+def _difference(row: Row) -> str:
+    """Write the largest difference of two outputs, where there is one."""
+    return f"{float(row['largest_difference']):.1e}" if row["largest_difference"] else ""
 
 
 def _number(value: float) -> str:
