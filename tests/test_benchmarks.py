@@ -10,9 +10,9 @@ import pytest
 import torch
 from torch import nn
 
-from benchmarks import growth, measure, networks, report, road, start
+from benchmarks import growth, measure, networks, report, road, scan, start
 from vimunet.models import build_model
-from vimunet.models.scan import selective_scan_reference
+from vimunet.models.scan import selective_scan, selective_scan_reference
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -137,6 +137,34 @@ def test_loop_scan_visits_tokens_in_order(order, visited):
 
 def _arrange(u, delta, B, C, *, A, D):
     return u, delta, A, B, C, D
+
+
+def test_loop_scan_does_all_that_the_fast_one_does():
+    u, delta, gate = torch.randn(3, 2, 1, 6, 4)
+    A, (D, bias) = -torch.rand(2, 4, 3), torch.randn(2, 2, 4)
+    B, C = torch.randn(2, 2, 1, 6, 3)
+    arguments = {"orders": ("reverse", "columns"), "grid": (3, 2), "delta_bias": bias}
+    for extra in ({}, {"gate": gate[0]}):
+        slow = networks.loop_scan(u, delta, A, B, C, D, **arguments, **extra)
+        fast = selective_scan(u, delta, A, B, C, D, **arguments, **extra)
+        torch.testing.assert_close(slow, fast)
+
+
+def test_forms_of_the_scan_agree():
+    inputs = scan.make_inputs(length=20, width=8)
+    truth = scan.FORMS["definition"](*inputs)
+    for name in ("chunked torch", "vimunet"):
+        torch.testing.assert_close(scan.FORMS[name](*inputs), truth)
+        *_, by_skip = scan.both(scan.FORMS[name], inputs)()
+        torch.testing.assert_close(by_skip, inputs[0].sum((0, 1)))  # y = ... + D * u
+
+
+def test_chunked_scan_runs_without_compiled_kernels(monkeypatch):
+    def refuse(*_):
+        raise AssertionError("the compiled scan must not run")
+
+    monkeypatch.setattr("vimunet.models.compiled.selective_scan", refuse)
+    scan.chunked(*scan.make_inputs(length=5, width=8))
 
 
 def test_predicted_pixels_count_the_halo():
