@@ -282,8 +282,16 @@ def _cpu() -> str:
 
 
 def _commit() -> str:
-    git = ["git", "-C", str(ROOT), "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"]
+    """Name the commit, with "-dirty" if anything but what benchmarks write was changed since."""
+    written = [f":(exclude){folder}" for folder in ("benchmarks/results", "docs")]
     try:
-        return subprocess.run(git, check=True, capture_output=True, text=True).stdout.strip()
+        commit = _git("rev-parse", "HEAD")
+        changes = _git("diff", "--name-only", "HEAD", "--", ".", *written)
     except (OSError, subprocess.CalledProcessError):
         return ""
+    return f"{commit}-dirty" if changes else commit
+
+
+def _git(*arguments: str) -> str:
+    command = ["git", "-C", str(ROOT), *arguments]
+    return subprocess.run(command, check=True, capture_output=True, text=True).stdout.strip()

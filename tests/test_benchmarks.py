@@ -116,6 +116,27 @@ def test_rows_tell_where_they_were_measured(tmp_path):
     assert rows[0]["cpu"]
 
 
+def test_results_do_not_make_the_code_dirty(tmp_path, monkeypatch):
+    def git(*arguments):
+        identity = ("-c", "user.name=a", "-c", "user.email=a@b.c")
+        subprocess.run(["git", "-C", str(tmp_path), *identity, *arguments], check=True)
+
+    monkeypatch.setattr(measure, "ROOT", tmp_path)
+    monkeypatch.setenv("GIT_CEILING_DIRECTORIES", str(tmp_path.parent))
+    assert measure.machine()["commit"] == ""
+    for name in ("code.py", "benchmarks/results/scan.csv", "docs/performance.md"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_text("before")
+    git("init", "-q")
+    git("add", ".")
+    git("commit", "-q", "-m", "all")
+    (tmp_path / "benchmarks/results/scan.csv").write_text("after")
+    (tmp_path / "docs/performance.md").write_text("after")
+    assert len(str(measure.machine()["commit"])) == 40
+    (tmp_path / "code.py").write_text("after")
+    assert str(measure.machine()["commit"]).endswith("-dirty")
+
+
 @pytest.mark.parametrize(
     ("order", "visited"),
     [
