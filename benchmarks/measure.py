@@ -33,6 +33,7 @@ RESULTS = ROOT / "benchmarks" / "results"
 PRECISIONS = {"float32": torch.float32, "bf16": torch.bfloat16}
 
 _SHORTEST = 0.02  # seconds: what takes less is called several times in a row
+_LONGEST = 60.0  # seconds: what has taken more in all has no further turn
 _FEATURES = ("avx2", "avx512f", "avx512_bf16", "amx_bf16")  # decide how fast bfloat16 is
 
 
@@ -53,7 +54,7 @@ def compare(
     Args:
         rivals: Functions without arguments. Each is called once before, untimed.
         repeats: Number of rounds. In a round each has its turn: one call, or as many as fit into
-            0.02 seconds.
+            0.02 seconds; none for who has used up a minute.
         quiet: Do not print the table.
 
     Returns:
@@ -65,7 +66,8 @@ def compare(
     times: dict[str, list[float]] = {name: [] for name in rivals}
     for _ in range(repeats):
         for name, call in rivals.items():
-            times[name] += [_seconds(call) for _ in range(calls[name])]
+            if sum(times[name]) < _LONGEST:
+                times[name] += [_seconds(call) for _ in range(calls[name])]
     timings = {
         name: Timing(min(seconds), statistics.median(seconds), len(seconds))
         for name, seconds in times.items()

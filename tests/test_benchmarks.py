@@ -93,6 +93,13 @@ def test_short_calls_are_repeated(monkeypatch):
     assert timings["short"].calls == 2 * 4
 
 
+def test_slow_rivals_have_fewer_turns(monkeypatch):
+    clock = iter(range(0, 10_000, 25))
+    monkeypatch.setattr(measure.time, "perf_counter", lambda: next(clock))
+    timings = measure.compare({"slow": lambda: None}, repeats=9, quiet=True)
+    assert timings["slow"] == measure.Timing(25, 25, calls=3)  # 75 seconds: more than 60
+
+
 def test_memory_of_a_fresh_process_is_its_own():
     ballast = np.ones(2**27, np.uint8)  # 128 MiB that a child must not inherit
     code = "from benchmarks.measure import peak_memory; print(peak_memory())"
