@@ -30,7 +30,7 @@ triton:
 	.venv-triton/bin/python -m pip install --quiet --disable-pip-version-check 'triton>=3.3'
 	TRITON_INTERPRET=1 .venv-triton/bin/python -m pytest -q tests/test_scan_triton.py
 
-# Speed and memory, on an idle machine; about an hour.
+# Speed and memory, on an idle machine.
 bench: bench-ready
 	for name in $(BENCHMARKS); do $(BENCH)/bin/python -m benchmarks.$$name $(FLAGS) || exit 1; done
 	$(BENCH)/bin/python -m benchmarks.report
