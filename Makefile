@@ -4,8 +4,11 @@ VENV ?= .venv
 TORCH ?= torch==2.13.0
 RUN = $(VENV)/bin/python
 READY = $(VENV)/.ready
+BENCH = .venv-bench
+PEERS = torch-em==0.10.9 mambapy==1.2.0
+BENCHMARKS = start scan networks road training_step growth
 
-.PHONY: demo test lint slow triton clean
+.PHONY: demo test lint slow triton bench bench-quick bench-ready clean
 
 demo: $(READY)
 	$(RUN) experiments/demo.py --output demo_output
@@ -27,6 +30,23 @@ triton:
 	.venv-triton/bin/python -m pip install --quiet --disable-pip-version-check 'triton>=3.3'
 	TRITON_INTERPRET=1 .venv-triton/bin/python -m pytest -q tests/test_scan_triton.py
 
+# Speed and memory, on an idle machine.
+bench: bench-ready
+	for name in $(BENCHMARKS); do $(BENCH)/bin/python -m benchmarks.$$name $(FLAGS) || exit 1; done
+	$(BENCH)/bin/python -m benchmarks.report
+
+# Tiny sizes, into build/: do all benchmarks run?
+bench-quick: bench-ready
+	for name in $(BENCHMARKS); do \
+	  $(BENCH)/bin/python -m benchmarks.$$name --quick --repeats 2 --output build/bench || exit 1; done
+	cp docs/performance.md build/bench
+	$(BENCH)/bin/python -m benchmarks.report --results build/bench --document build/bench/performance.md
+
+# With other people's code to measure against: torch-em without its dependencies (benchmarks/peers.py).
+bench-ready:
+	$(MAKE) VENV=$(BENCH) $(BENCH)/.ready
+	$(BENCH)/bin/python -m pip install --quiet --disable-pip-version-check --no-deps $(PEERS)
+
 $(READY): pyproject.toml
 	$(PYTHON) -m venv $(VENV) || { \
 	  rm -rf $(VENV); \
@@ -40,4 +60,4 @@ $(READY): pyproject.toml
 	touch $(READY)
 
 clean:
-	rm -rf $(VENV) .venv-triton demo_output build dist
+	rm -rf $(VENV) .venv-triton $(BENCH) demo_output build dist
