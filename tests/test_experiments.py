@@ -1,8 +1,8 @@
 """The experiments on classes: splits that do not mix, reports, and a short real training."""
 
 import json
-import subprocess
 import sys
+from functools import partial
 from importlib import util
 from pathlib import Path
 
@@ -200,29 +200,43 @@ def test_splits_of_synapse(tmp_path, load):
         splits.official(tmp_path, "train")
 
 
-@pytest.mark.slow
-def test_lesions_are_learnt_in_a_few_iterations(shared_data, tmp_path, load):
-    """Real images, the real command: far better than calling every pixel a lesion."""
-    command = [sys.executable, str(EXPERIMENTS / "isic" / "train.py"), "--stand-in"]
-    command += [str(shared_data), "--model", "unet", "--output", str(tmp_path / "run")]
-    command += ["--iterations", "30", "--crop-size", "128", "--batch-size", "4"]
-    command += ["--validation-interval", "15", "--val-images", "8"]
-    environment = {"PYTHONPATH": str(EXPERIMENTS.parent), "OMP_NUM_THREADS": "1"}
-    done = subprocess.run(command, capture_output=True, text=True, env=environment)
-    assert done.returncode == 0, done.stderr[-2000:]
-    settings = json.loads((tmp_path / "run" / "config.json").read_text())
+def train_isic(load, monkeypatch, shared_data, output, *arguments):
+    """Run the command of the ISIC experiment on real images, with a small UNet."""
+    module = load("isic/train.py")
+    small = partial(build_model, features=8)
+    monkeypatch.setattr(sys.modules["recipe"], "build_model", small)
+    command = ["train.py", "--stand-in", str(shared_data), "--model", "unet"]
+    monkeypatch.setattr(sys, "argv", [*command, "--output", str(output), *arguments])
+    module.main()
+    return json.loads((output / "config.json").read_text())
+
+
+def test_the_defaults_are_the_published_recipe(load, monkeypatch, shared_data, tmp_path, capsys):
+    small = ["--crop-size", "32", "--batch-size", "1", "--iterations", "1", "--val-images", "1"]
+    settings = train_isic(load, monkeypatch, shared_data, tmp_path / "run", *small)
     recipe = {
         "optimizer": "adamw",
+        "weight_decay": 0.01,
         "schedule": "cosine",
         "lr": 1e-3,
         "lr_min": 1e-5,
-        "weight_decay": 0.01,
         "free_rotation": 0.5,
-        "in_channels": 3,
     }
-    assert {key: (settings | settings["model_args"])[key] for key in recipe} == recipe
+    assert {key: settings[key] for key in recipe} == recipe
+    assert settings["model_args"]["in_channels"] == 3
+    assert settings["representation"] == Semantic().config()
+    assert settings["train_samples"].startswith("540 from ")
+    assert "Best model: " in capsys.readouterr().out
     model = load_model(tmp_path / "run" / "best.safetensors")
-    assert model.representation == Semantic()
+    assert "CC BY-NC 4.0" in model.info["licence"]
+
+
+@pytest.mark.slow
+def test_lesions_are_learnt_in_a_few_iterations(load, monkeypatch, shared_data, tmp_path):
+    """Far better than calling every pixel a lesion."""
+    small = ["--crop-size", "128", "--batch-size", "4", "--iterations", "60", "--val-images", "8"]
+    train_isic(load, monkeypatch, shared_data, tmp_path / "run", *small)
+    model = load_model(tmp_path / "run" / "best.safetensors")
     val = load("isic/splits.py").stand_in(shared_data, "val")
     chosen = [val[i * len(val) // 8].read()[1] for i in range(8)]
     everything = np.mean([dice_and_iou(np.ones_like(labels), labels)[0] for labels in chosen])

@@ -75,6 +75,12 @@ def test_images_are_interpolated_and_masks_are_not(tmp_path):
     # Pixel centres of 8 in 2: 1/8, 3/8 ... of the way between the two values, the ends flat.
     np.testing.assert_array_equal(image[0, :, 0], [0, 0, 13, 38, 63, 88, 100, 100])
     np.testing.assert_array_equal(labels[0], [0, 0, 0, 0, 1, 1, 1, 1])
+    thin = np.zeros((8, 8), np.uint8)
+    thin[:, [2, 5]] = 255  # pixels 2 and 6 are the nearest to those of an image of 2
+    write(tmp_path / "masks", "a.png", thin)
+    write(tmp_path / "images", "a.png", np.stack([thin] * 3, axis=-1))
+    (sample,) = lesion_samples(tmp_path / "images", tmp_path / "masks", size=2)
+    np.testing.assert_array_equal(sample.read()[1], [[1, 0], [1, 0]])
 
 
 def test_what_does_not_pair_is_listed(tmp_path, rng):

@@ -103,7 +103,7 @@ def test_classes_are_learnt(num_classes, tmp_path):
         device="cpu",
     )
     best = train(network, representation, samples, samples, config)
-    found = segment(image, load_model(best))
+    found = segment(image, load_model(best), precision="float32")
     assert dice_and_iou(found, classes, num_classes)[0] > 0.9
     scores = evaluate_semantic(found, classes, num_classes=num_classes)
     assert scores["missed"] == 0

@@ -447,6 +447,12 @@ def test_run_of_classes(config, tmp_path):
     assert same(whole.state_dict(), continued.state_dict())
 
 
+def test_free_rotation_reaches_the_crops(config, tmp_path):
+    run(config, iterations=1)
+    run(config, iterations=1, free_rotation=1.0, output=tmp_path / "turned")
+    assert column(config.output, "loss") != column(tmp_path / "turned", "loss")
+
+
 def test_scores_of_classes_are_compared_by_dice():
     assert Score(2.0, val_Dice=0.5).is_better_than(Score(1.0, val_Dice=0.4))
     assert not Score(2.0, val_Dice=0.5, val_IoU=0.9).is_better_than(Score(1.0, val_Dice=0.5))
