@@ -16,9 +16,15 @@ from typing import Any
 from torch import nn
 
 from vimunet.models.encoder_decoder import unetr, vim_unet
+from vimunet.models.swin_unetr import SwinUNETR
+from vimunet.models.umamba import umamba
 from vimunet.models.unet import UNet
 
 MODELS: dict[str, Callable[..., nn.Module]] = {
+    "resunet": partial(umamba, mamba="none"),
+    "swin_unetr": SwinUNETR,
+    "umamba_bot": partial(umamba, mamba="bottleneck"),
+    "umamba_enc": partial(umamba, mamba="encoder"),
     "unet": UNet,
     "unetr_b": partial(unetr, embed_dim=768, depth=12, num_heads=12),
     "unetr_h": partial(unetr, embed_dim=1280, depth=32, num_heads=16),

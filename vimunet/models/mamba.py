@@ -1,4 +1,4 @@
-"""The Mamba block that reads its tokens in both directions, and the small layers around it.
+"""The Mamba block, in one and in both directions, and the small layers around it.
 
 This module turns tokens into tokens; images and their tokens are the business of `vim.py`, the
 recurrence itself of `scan.py`. Axis letters: b images, l tokens, d inner channels, n state size.
@@ -109,6 +109,50 @@ class BidirectionalMamba(nn.Module):
         return mixed / 2 if self.average else mixed
 
 
+class Mamba(nn.Module):
+    """Mix tokens with one selective scan, each with what came before it.
+
+        signal, gate = in_proj(tokens)
+        x = silu(conv(signal));  step, B, C = x_proj(x);  delta = softplus(dt_proj(step))
+        output = out_proj(selective_scan(x, delta, -exp(A_log), B, C, D) * silu(gate))
+
+    Args:
+        d_model: Channels of the tokens.
+        d_state: Numbers in the hidden state of one inner channel.
+        d_conv: Width of the convolution, in tokens. It sees the present and earlier tokens only.
+        expand: Inner channels per channel of the tokens.
+
+    Source:
+        Gu & Dao 2023, "Mamba", https://arxiv.org/abs/2312.00752, section 3.4, with the parameter
+        names and the initialisation of the authors' code.
+    """
+
+    def __init__(self, d_model: int, d_state: int = 16, d_conv: int = 4, expand: int = 2) -> None:
+        super().__init__()
+        d_inner, dt_rank = expand * d_model, math.ceil(d_model / 16)
+        self.d_state, self.dt_rank = d_state, dt_rank
+        self.in_proj = nn.Linear(d_model, 2 * d_inner, bias=False)
+        self.conv1d = nn.Conv1d(d_inner, d_inner, d_conv, groups=d_inner)
+        self.x_proj = nn.Linear(d_inner, dt_rank + 2 * d_state, bias=False)
+        self.dt_proj = _step_projection(dt_rank, d_inner)
+        rates = torch.arange(1, d_state + 1, dtype=torch.float32).log().repeat(d_inner, 1)
+        self.A_log = nn.Parameter(rates)
+        self.D = nn.Parameter(torch.ones(d_inner))
+        self.out_proj = nn.Linear(d_inner, d_model, bias=False)
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        """Mix (b, l, d_model) tokens, in the order of the scan."""
+        signal, gate = self.in_proj(tokens).chunk(2, dim=-1)
+        x = functional.silu(_convolve(signal, self.conv1d, "forward"))
+        step, B, C = self.x_proj(x).split([self.dt_rank, self.d_state, self.d_state], dim=-1)
+        dtype = state_dtype(x.dtype)
+        delta = functional.softplus(
+            functional.linear(step, self.dt_proj.weight).to(dtype) + self.dt_proj.bias.to(dtype)
+        )
+        y = selective_scan(x, delta, -torch.exp(self.A_log.to(dtype)), B, C, self.D)
+        return self.out_proj(y * functional.silu(gate))
+
+
 class RMSNorm(nn.Module):
     """Divide each token by the root of its mean square, then scale each channel.
 
@@ -190,12 +234,21 @@ def _convolve(signal: Tensor, forward: nn.Conv1d, reverse: nn.Conv1d) -> Tensor:
     return functional.silu(torch.stack(directions).transpose(2, 3))
 
 
-def _step_projection(dt_rank: int, d_inner: int) -> nn.Linear:
-    """Build the projection to the step, which starts log-uniform in [0.001, 0.1] after softplus."""
-    projection = nn.Linear(dt_rank, d_inner)
+def step_weights(dt_rank: int, d_inner: int) -> tuple[Tensor, Tensor]:
+    """Draw weight (d_inner, dt_rank) and bias (d_inner,) of a projection to the step.
+
+    After softplus, the steps start log-uniform in [0.001, 0.1].
+    """
     low, high = math.log(1e-3), math.log(1e-1)
     step = torch.exp(torch.rand(d_inner) * (high - low) + low).clamp(min=1e-4)
+    weight = torch.empty(d_inner, dt_rank).uniform_(-(dt_rank**-0.5), dt_rank**-0.5)
+    return weight, step + torch.log(-torch.expm1(-step))  # the inverse of softplus
+
+
+def _step_projection(dt_rank: int, d_inner: int) -> nn.Linear:
+    """Build the projection to the step; see `step_weights`."""
+    projection = nn.Linear(dt_rank, d_inner)
     with torch.no_grad():
-        projection.weight.uniform_(-(dt_rank**-0.5), dt_rank**-0.5)
-        projection.bias.copy_(step + torch.log(-torch.expm1(-step)))  # the inverse of softplus
+        for own, drawn in zip(projection.parameters(), step_weights(dt_rank, d_inner), strict=True):
+            own.copy_(drawn)
     return projection
