@@ -19,6 +19,7 @@ from vimunet.models.encoder_decoder import unetr, vim_unet
 from vimunet.models.swin_unetr import SwinUNETR
 from vimunet.models.umamba import umamba
 from vimunet.models.unet import UNet
+from vimunet.models.vmunet import VMUNet
 
 MODELS: dict[str, Callable[..., nn.Module]] = {
     "resunet": partial(umamba, mamba="none"),
@@ -35,6 +36,7 @@ MODELS: dict[str, Callable[..., nn.Module]] = {
     ),
     "vim_s": partial(vim_unet, embed_dim=384),
     "vim_t": partial(vim_unet, embed_dim=192),
+    "vmunet": VMUNet,
 }
 
 
