@@ -72,11 +72,11 @@ class AffineInstanceNorm(InstanceNorm):
         self.weight = nn.Parameter(torch.ones(channels))
         self.bias = nn.Parameter(torch.zeros(channels))
 
-    def forward(self, maps: Tensor) -> Tensor:
-        """Map (b, c, y, x) to the same shape and dtype."""
-        maps = super().forward(maps)
-        scale, shift = (p.to(maps.dtype)[:, None, None] for p in (self.weight, self.bias))
-        return torch.addcmul(shift, maps, scale)
+    def forward(self, *maps: Tensor) -> Tensor:
+        """Join (b, c, y, x) maps along c, normalise, scale and shift; the dtype stays the same."""
+        normalized = super().forward(*maps)
+        scale, shift = (p.to(normalized.dtype)[:, None, None] for p in (self.weight, self.bias))
+        return torch.addcmul(shift, normalized, scale)
 
 
 class _ResidualBlock(nn.Module):

@@ -17,11 +17,11 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from vimunet.models.mamba import DropPath, step_weights
-from vimunet.models.scan import selective_scan, state_dtype
+from vimunet.models.scan import Order, selective_scan, state_dtype
 from vimunet.models.unet import channels_last, check_image
 
 PATCH_SIZE = 4
-ORDERS = ("forward", "columns", "reverse", "columns-reverse")
+ORDERS: tuple[Order, ...] = ("forward", "columns", "reverse", "columns-reverse")
 
 
 class FourWayScan(nn.Module):
