@@ -65,7 +65,7 @@ def test_every_model_is_documented():
 
 
 ROWS = re.findall(
-    r"^\| `(\w+)` \| (.*?) \| ([\d,]+) \|.*\| (.*?) \|$", MODELS_PAGE.read_text(), re.M
+    r"^\| `(\w+)` \|(.*?)\| ([\d,]+) \|.*\| (.*?) \|$", MODELS_PAGE.read_text(), re.M
 )
 
 
