@@ -64,9 +64,7 @@ def test_every_model_is_documented():
         assert f"| `{name}` |" in MODELS_PAGE.read_text()
 
 
-ROWS = re.findall(
-    r"^\| `(\w+)` \|(.*?)\| ([\d,]+) \|.*\| (.*?) \|$", MODELS_PAGE.read_text(), re.M
-)
+ROWS = re.findall(r"^\| `(\w+)` \|(.*?)\| ([\d,]+) \|.*\| (.*?) \|$", MODELS_PAGE.read_text(), re.M)
 
 
 @pytest.mark.parametrize(("name", "options", "parameters", "sides"), ROWS)

@@ -20,6 +20,7 @@ import torch.nn.functional as F  # noqa: N812
 from torch import Tensor, nn
 
 from vimunet.models.mamba import Mamba
+from vimunet.models.scan import state_dtype
 from vimunet.models.unet import InstanceNorm, channels_last, check_image
 
 SMALLEST = 4  # pixels that height and width keep at the bottom of the network
@@ -131,7 +132,7 @@ def _blocks(in_channels: int, channels: int, count: int, stride: Stride = (1, 1)
 
 
 class MambaLayer(nn.Module):
-    """Norm and Mamba block on a map.
+    """Norm and Mamba block on a map, in float32 under autocast too.
 
     The tokens are the pixels in row-major order. With `tokens_are_channels`, the roles are
     swapped: each channel is a token, and the pixels of the map are its numbers.
@@ -150,12 +151,13 @@ class MambaLayer(nn.Module):
 
     def forward(self, maps: Tensor) -> Tensor:
         """Map (b, c, y, x) to the same shape."""
-        tokens = maps.flatten(2)
-        if self.tokens_are_channels:
-            mixed = self.mamba(self.norm(tokens))
-        else:
-            mixed = self.mamba(self.norm(tokens.transpose(1, 2))).transpose(1, 2)
-        mixed = channels_last(mixed.unflatten(2, maps.shape[2:]))
+        tokens = maps.flatten(2).to(state_dtype(maps.dtype))
+        with torch.autocast(maps.device.type, enabled=False):
+            if self.tokens_are_channels:
+                mixed = self.mamba(self.norm(tokens))
+            else:
+                mixed = self.mamba(self.norm(tokens.transpose(1, 2))).transpose(1, 2)
+        mixed = channels_last(mixed.unflatten(2, maps.shape[2:]).to(maps.dtype))
         return maps + mixed if self.residual else mixed
 
 
@@ -370,9 +372,8 @@ def umamba(
         ValueError: If `variant` or `mamba` is unknown, or `image_size` too small.
 
     Source:
-        Ma, Li & Wang 2024, https://arxiv.org/abs/2401.04722. Deviations: none in "paper" but for
-        the precision (the published code leaves autocast before a Mamba layer; here only the scan
-        is always float32) and the coarse logits of its deep supervision, which are not computed.
+        Ma, Li & Wang 2024, https://arxiv.org/abs/2401.04722. Deviation of "paper": the coarse
+        logits of deep supervision are not computed.
     """
     if variant not in ("default", "paper"):
         raise ValueError(f"Unknown `variant` {variant!r}. Known: default, paper.")

@@ -193,12 +193,12 @@ class _Layers(nn.Module):
         super().__init__()
         widths = [embed_dim * 2**stage for stage in range(len(depths))]
         self.patch_embed = _PatchEmbedding(in_channels, embed_dim)
-        rates = _drop_path_rates(drop_path_rate, depths)
+        rates = _drop_path_rates(0, drop_path_rate, depths)
         self.layers = nn.ModuleList(
             _Stage(width, rate, downsample=PatchMerging(width) if width < widths[-1] else None)
             for width, rate in zip(widths, rates, strict=True)
         )
-        rates = _drop_path_rates(drop_path_rate, decoder_depths[::-1])[::-1]
+        rates = _drop_path_rates(drop_path_rate, 0, decoder_depths)
         self.layers_up = nn.ModuleList(
             _Stage(width, rate, upsample=PatchExpand(2 * width, width) if stage else None)
             for stage, (width, rate) in enumerate(zip(widths[::-1], rates, strict=True))
@@ -282,8 +282,8 @@ class VMUNet(nn.Module):
         return self.vmunet(image.expand(-1, 3, -1, -1) if self.in_channels == 1 else image)
 
 
-def _drop_path_rates(highest: float, depths: Sequence[int]) -> list[list[float]]:
-    """Return one rate per block, stage by stage, from 0 up to `highest`."""
-    last = max(sum(depths) - 1, 1)
+def _drop_path_rates(first: float, last: float, depths: Sequence[int]) -> list[list[float]]:
+    """Return one rate per block, stage by stage, evenly spaced from `first` to `last`."""
+    step = (last - first) / max(sum(depths) - 1, 1)
     ends = list(accumulate(depths, initial=0))
-    return [[highest * i / last for i in range(*stage)] for stage in pairwise(ends)]
+    return [[first + step * block for block in range(*stage)] for stage in pairwise(ends)]
