@@ -284,6 +284,9 @@ class VMUNet(nn.Module):
 
 def _drop_path_rates(first: float, last: float, depths: Sequence[int]) -> list[list[float]]:
     """Return one rate per block, stage by stage, evenly spaced from `first` to `last`."""
-    step = (last - first) / max(sum(depths) - 1, 1)
+    steps = max(sum(depths) - 1, 1)
     ends = list(accumulate(depths, initial=0))
-    return [[first + step * block for block in range(*stage)] for stage in pairwise(ends)]
+    return [
+        [(first * (steps - block) + last * block) / steps for block in range(*stage)]
+        for stage in pairwise(ends)
+    ]
