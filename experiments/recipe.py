@@ -12,6 +12,7 @@ from typing import Literal
 import torch
 
 from vimunet.bridges import load_pretrained
+from vimunet.cli import _model_options
 from vimunet.data import Sample
 from vimunet.models import MODELS, build_model
 from vimunet.representation import Representation
@@ -35,6 +36,13 @@ def parser(description: str, stand_in: bool = True) -> argparse.ArgumentParser:
         "--skip-connections", action="store_true", help="our ViM-UNet option, not in the paper"
     )
     flags.add_argument("--variant", help="a published form of the network, e.g. paper")
+    flags.add_argument(
+        "--option",
+        action="append",
+        default=[],
+        metavar="NAME=VALUE",
+        help="option of the network, e.g. image_size=256; may be repeated",
+    )
     flags.add_argument(
         "--pretrained",
         type=Path,
@@ -108,7 +116,7 @@ def run(
         root, read = options.stand_in, stand_in
         training_data, licence = f"stand-in for {name}", licences[1]
     torch.manual_seed(options.seed)
-    model_options = {}
+    model_options = _model_options(options.option)
     if options.skip_connections:
         model_options["skip_connections"] = True
     if options.variant:
