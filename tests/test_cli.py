@@ -513,6 +513,7 @@ def test_convert_reads_other_tools_and_reports(tmp_path, capsys):
     assert "umamba_bot with boundaries written" in printed
     model = load_model(out)
     assert (model.info["tool"], model.representation) == ("U-Mamba", Boundaries())
+    assert model.normalization == "channel"
 
 
 def test_option_must_be_a_pair(tmp_path, capsys):

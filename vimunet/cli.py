@@ -590,7 +590,9 @@ def convert(options: argparse.Namespace) -> int:
             f"of {options.checkpoint} has {network.out_channels}."
         )
     origin = {"converted_from": options.checkpoint.name, "tool": tool}
-    save_model(options.output, TrainedModel(network, representation, info=origin))
+    normalization = {"VM-UNet": "range", "U-Mamba": "channel"}.get(tool, "image")
+    model = TrainedModel(network, representation, normalization, info=origin)
+    save_model(options.output, model)
     print(report)
     print(f"{network.config['model']} with {name} written to {options.output}")
     return 0

@@ -17,9 +17,6 @@ from vimunet.bridges.loading import Report, build_from
 from vimunet.bridges.torch_file import Weights, open_weights
 
 Shapes = Mapping[str, tuple[int, ...]]
-_STANDARDISED = (
-    "nnU-Net gives each channel zero mean and unit spread, `predict` all of them together"
-)
 _COPY = "the same numbers under another name"
 
 
@@ -53,8 +50,7 @@ def read_checkpoint(path: str | Path, **overrides: Any) -> tuple[nn.Module, Repo
         options.update(_planned(weights.other))
         network = build_from(weights, name, {**options, **overrides}, names)
     skipped = dict.fromkeys(copies, _COPY)
-    notes = [_STANDARDISED] if options["in_channels"] > 1 else []
-    return network, Report(weights.path, loaded=list(names), skipped=skipped, notes=notes)
+    return network, Report(weights.path, loaded=list(names), skipped=skipped)
 
 
 def _without_copies(weights: Weights) -> tuple[dict[str, str], list[str]]:

@@ -16,11 +16,6 @@ from vimunet.bridges.torch_file import open_weights
 from vimunet.models.vmunet import VMUNet
 
 Shapes = Mapping[str, tuple[int, ...]]
-_SCALED = (
-    "the published code trains on images scaled from their least to their largest value, to 0 ... "
-    "255; `predict` gives all networks zero mean and unit spread. Train on for a while, or scale "
-    "the images and call the network yourself"
-)
 # Names of later versions of VMamba's code, and those of the first.
 _RENAMED = {
     r"^patch_embed\.0\.": "patch_embed.proj.",
@@ -64,7 +59,7 @@ def read_checkpoint(path: str | Path, **overrides: Any) -> tuple[nn.Module, Repo
             ) from error
         network = build_from(weights, "vmunet", {**options, **overrides}, names)
     skipped = dict.fromkeys(counters, "a count of operations, not a weight")
-    return network, Report(weights.path, loaded=list(names), skipped=skipped, notes=[_SCALED])
+    return network, Report(weights.path, loaded=list(names), skipped=skipped)
 
 
 def load_pretrained(network: nn.Module, path: str | Path, decoder: bool = True) -> Report:
