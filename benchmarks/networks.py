@@ -17,6 +17,7 @@ Everything runs in one process with one number of threads:
 import tempfile
 from collections.abc import Callable
 from functools import partial
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 from unittest import mock
@@ -32,6 +33,9 @@ from vimunet.models import MODELS, build_model, mamba
 from vimunet.models.scan import selective_scan_reference
 
 SKIPPED = {"unetr_h", "unetr_l", "vim_b"}  # the same code as the smaller ones, only wider
+if find_spec("monai") is None:
+    SKIPPED.add("swin_unetr")
+PLANNED = {"resunet", "umamba_bot", "umamba_enc"}  # for the size of the image, as nnU-Net does
 EMBED_DIM = 192  # of ViM-UNet tiny, whose decoder is compared
 
 
@@ -121,7 +125,10 @@ def build_networks(names: list[str], size: int) -> tuple[dict[str, nn.Module], d
         The networks by name, in eval mode; and for ours with torch-em's weights, the largest
         difference to torch-em's logits in float32.
     """
-    networks = {name: build_model(name).eval() for name in names}
+    networks = {
+        name: build_model(name, **({"image_size": size} if name in PLANNED else {})).eval()
+        for name in names
+    }
     if "vim_t" in networks:
         networks["vim_t, skip connections"] = build_model("vim_t", skip_connections=True).eval()
     peer = torch_em_unet()

@@ -11,6 +11,8 @@ from typing import Literal
 
 import torch
 
+from vimunet.bridges import load_pretrained
+from vimunet.cli import _model_options
 from vimunet.data import Sample
 from vimunet.models import MODELS, build_model
 from vimunet.representation import Representation
@@ -33,7 +35,20 @@ def parser(description: str, stand_in: bool = True) -> argparse.ArgumentParser:
     flags.add_argument(
         "--skip-connections", action="store_true", help="our ViM-UNet option, not in the paper"
     )
-    flags.add_argument("--variant", help="a published generation of ViM-UNet, e.g. paper")
+    flags.add_argument("--variant", help="a published form of the network, e.g. paper")
+    flags.add_argument(
+        "--option",
+        action="append",
+        default=[],
+        metavar="NAME=VALUE",
+        help="option of the network, e.g. image_size=256; may be repeated",
+    )
+    flags.add_argument(
+        "--pretrained",
+        type=Path,
+        help="published weights to start from: Vision Mamba's for vim_*, VMamba's for vmunet, "
+        "Segment Anything's for unetr_*",
+    )
     data = flags.add_mutually_exclusive_group(required=True)
     data.add_argument("--data", type=Path, help="folder with the original data set")
     if stand_in:
@@ -101,12 +116,14 @@ def run(
         root, read = options.stand_in, stand_in
         training_data, licence = f"stand-in for {name}", licences[1]
     torch.manual_seed(options.seed)
-    model_options = {}
+    model_options = _model_options(options.option)
     if options.skip_connections:
         model_options["skip_connections"] = True
     if options.variant:
         model_options["variant"] = options.variant
     network = build_model(options.model, in_channels, len(representation.channels), **model_options)
+    if options.pretrained is not None:
+        print(load_pretrained(network, options.pretrained))
     config = TrainConfig(
         output=options.output,
         iterations=options.iterations,

@@ -2,6 +2,7 @@
 
 import csv
 import json
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -250,6 +251,25 @@ def test_train_segment_evaluate_tune(pairs, capsys):
     assert result["mean"]["mSA"] == pytest.approx(note["mSA"])
 
 
+def test_train_starts_from_published_weights(pairs, capsys):
+    donor = build_model("vim_t", 3, 1, variant="torch-em-0.7.5", embed_dim=32, depth=2)
+    state = {key: value + 1 for key, value in donor.encoder.state_dict().items()}
+    torch.save({"model": state}, pairs / "vim.pth")
+    code = main(
+        ["train", "--images", str(pairs / "images"), "--labels", str(pairs / "labels")]
+        + ["--iterations", "1", "--crop-size", "32", "--lr", "1e-12", "--device", "cpu"]
+        + ["--model", "vim_t", "--option", "embed_dim=32", "--option", "depth=2"]
+        + ["--pretrained", str(pairs / "vim.pth"), "--output", str(pairs / "run")]
+    )
+    assert code == 0
+    assert "1 adapted, summed over the colours: encoder.patch_embed.proj.weight" in (
+        capsys.readouterr().out
+    )
+    trained = load_model(pairs / "run" / "last.safetensors").network.state_dict()
+    key = "layers.1.mixer.x_proj.weight"
+    torch.testing.assert_close(trained[f"encoder.{key}"], state[key])
+
+
 def test_tune_stores_better_thresholds(pairs, tmp_path, monkeypatch, capsys):
     path = tmp_path / "model.safetensors"
     save_model(path, TrainedModel(noisy_network(), Boundaries()))
@@ -456,6 +476,7 @@ def test_convert_writes_a_model_file(tmp_path, monkeypatch, maps, given, expecte
         "vimunet.bridges.torch_em.read_checkpoint",
         lambda path, **overrides: asked.append((path.name, overrides)) or network,
     )
+    torch.save(network.state_dict(), tmp_path / "best.pt")
     out = tmp_path / "new.safetensors"
     arguments = ["convert", str(tmp_path / "best.pt"), "--output", str(out), *given]
     assert main([*arguments, "--option", "in_channels=1", "--option", "kind=a b"]) == 0
@@ -470,12 +491,29 @@ def test_convert_writes_a_model_file(tmp_path, monkeypatch, maps, given, expecte
 
 
 def test_convert_refuses_maps_that_do_not_fit(tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(
-        "vimunet.bridges.torch_em.read_checkpoint", lambda path: noisy_network(out_channels=2)
-    )
-    arguments = ["convert", "a.pt", "--output", str(tmp_path / "a.safetensors")]
+    torch.save(noisy_network(out_channels=2).state_dict(), tmp_path / "a.pt")
+    arguments = ["convert", str(tmp_path / "a.pt"), "--output", str(tmp_path / "a.safetensors")]
     assert main([*arguments, "--representation", "distances"]) == 2
-    assert "has 3 maps, but the network of a.pt has 2" in capsys.readouterr().err
+    assert re.search(r"has 3 maps, but the network of .*a.pt has 2", capsys.readouterr().err)
+
+
+def test_convert_reads_other_tools_and_reports(tmp_path, capsys):
+    network = build_model("umamba_bot", 1, 2, variant="paper", features=4, image_size=32)
+    state = network.state_dict()
+    state["decoder.encoder.stem.0.conv1.bias"] = state["encoder.stem.0.conv1.bias"]
+    torch.save({"network_weights": state}, tmp_path / "final.pth")
+    out = tmp_path / "new.safetensors"
+    arguments = ["convert", str(tmp_path / "final.pth"), "--output", str(out)]
+    assert main(arguments) == 2
+    assert "must be given for a checkpoint of U-Mamba" in capsys.readouterr().err
+    assert main([*arguments, "--representation", "boundaries"]) == 0
+    printed = capsys.readouterr().out
+    assert f"{len(network.state_dict())} tensors loaded as they are" in printed
+    assert "1 skipped, the same numbers under another name: decoder.encoder.stem" in printed
+    assert "umamba_bot with boundaries written" in printed
+    model = load_model(out)
+    assert (model.info["tool"], model.representation) == ("U-Mamba", Boundaries())
+    assert model.normalization == "channel"
 
 
 def test_option_must_be_a_pair(tmp_path, capsys):

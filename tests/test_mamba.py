@@ -10,7 +10,7 @@ from golden_fill import fill
 from torch.nn import functional
 
 from vimunet.models import mamba
-from vimunet.models.mamba import BidirectionalMamba, DropPath, RMSNorm
+from vimunet.models.mamba import BidirectionalMamba, DropPath, Mamba, RMSNorm
 from vimunet.models.scan import selective_scan_reference
 
 GOLDEN = json.loads((Path(__file__).parent / "golden" / "mamba.json").read_text())
@@ -40,6 +40,21 @@ def test_parameter_names_and_shapes_are_those_of_vim():
     expected = {"in_proj.weight": (768, 192), "out_proj.weight": (192, 384), **one_direction}
     expected |= {backward_name(name): shape for name, shape in one_direction.items()}
     assert shapes == expected
+
+
+def test_one_direction_is_the_original_mamba_block():
+    block = Mamba(24).double()
+    assert sorted(block.state_dict()) == FORWARD
+    with torch.no_grad():
+        for k, name in enumerate(FORWARD):
+            weight = block.get_parameter(name)
+            weight.copy_(fill(k, name, tuple(weight.shape)))
+    tokens = torch.sin(0.11 * torch.arange(11 * 24, dtype=torch.float64)).reshape(1, 11, 24)
+    tokens = tokens.float().double()
+    output, single = block(tokens), block.float()(tokens.float())
+    for index, value in GOLDEN["block"].items():
+        assert output[tuple(json.loads(index))].item() == pytest.approx(value, abs=1e-10)
+        assert single[tuple(json.loads(index))].item() == pytest.approx(value, abs=1e-5)
 
 
 @pytest.mark.parametrize("direction", ["forward", "backward"])

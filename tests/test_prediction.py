@@ -384,8 +384,31 @@ def test_wrong_options_are_refused(options, message):
         predict(np.eye(30), wrap(Fake()), **options)
 
 
+class Faint(Fake):
+    """Returns what it is given, so small that the maps tell how the image was prepared."""
+
+    def logits(self, image):
+        return image / 64
+
+
+def test_normalizations_of_other_tools(rng):
+    image = rng.normal(200, 40, (2100, 30, 3)) * [1, 2, 0.5]
+    image[3, 4, 1], image[2090, 2, 2] = 1000, -500  # in different blocks of reading
+    by_channel = (image - image.mean(axis=(0, 1))) / image.std(axis=(0, 1))
+    by_range = (image + 500) / 1500 * 255
+    for normalization, expected in (("channel", by_channel), ("range", by_range)):
+        model = TrainedModel(Faint(3, 3), AllMaps(), normalization=normalization)
+        maps = predict(image, model, precision="float32")
+        wanted = 1 / (1 + np.exp(-expected.transpose(2, 0, 1) / 64))
+        np.testing.assert_allclose(maps, wanted, atol=1e-6)
+        constant = predict(np.full((5, 6, 3), 7.0), model, precision="float32")
+        assert (constant == 0.5).all()
+
+
 def test_unknown_normalization_is_refused():
-    with pytest.raises(ValueError, match="Unknown normalization 'percentile'. Known: image"):
+    with pytest.raises(
+        ValueError, match="Unknown normalization 'percentile'. Known: image, channel, range"
+    ):
         predict(np.eye(9), TrainedModel(Fake(), AllMaps(), normalization="percentile"))
 
 

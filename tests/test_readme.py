@@ -7,13 +7,15 @@ from pathlib import Path
 import numpy as np
 import pytest
 import tifffile
+import torch
 
 import vimunet
 from vimunet.cli import _parser
 from vimunet.representation import Boundaries
 
 ROOT = Path(__file__).resolve().parents[1]
-DOCUMENTS = [ROOT / "README.md", ROOT / "experiments" / "README.md"]
+MODELS_PAGE = ROOT / "docs" / "models.md"
+DOCUMENTS = [ROOT / "README.md", ROOT / "experiments" / "README.md", MODELS_PAGE]
 
 
 def blocks(document: Path, language: str) -> list[str]:
@@ -54,6 +56,29 @@ def test_python_example_runs(tmp_path, monkeypatch, rng):
 def test_links_and_pictures_exist(document):
     for target in re.findall(r"\]\(([^)#]+)\)", document.read_text()):
         assert target.startswith("https://") or (document.parent / target).exists(), target
+
+
+def test_every_model_is_documented():
+    for name in vimunet.MODELS:
+        assert f"`{name}`" in (ROOT / "README.md").read_text()
+        assert f"| `{name}` |" in MODELS_PAGE.read_text()
+
+
+ROWS = re.findall(r"^\| `(\w+)` \|(.*?)\| ([\d,]+) \|.*\| (.*?) \|$", MODELS_PAGE.read_text(), re.M)
+
+
+@pytest.mark.parametrize(("name", "options", "parameters", "sides"), ROWS)
+def test_sizes_of_models_are_as_documented(name, options, parameters, sides):
+    if name == "swin_unetr":
+        pytest.importorskip("monai")
+    options = eval(f"dict({options.replace('`', '')})")
+    with torch.device("cpu" if name == "swin_unetr" else "meta"):
+        network = vimunet.build_model(name, **options)
+    assert sum(parameter.numel() for parameter in network.parameters()) == int(
+        parameters.replace(",", "")
+    )
+    limit = "any" if network.max_size is None else f"any, up to {network.max_size}"
+    assert sides == (limit if network.stride == 1 else str(network.stride))
 
 
 @pytest.mark.parametrize(

@@ -31,7 +31,9 @@ class TrainedModel:
     Attributes:
         network: Maps (b, c, y, x) to (b, m, y, x) logits.
         representation: What its maps mean and how they are read, with thresholds.
-        normalization: How images are prepared: "image" = zero mean and unit spread per image.
+        normalization: How images are prepared: "image" = zero mean and unit spread per image, as
+            all our trainings do; "channel" = the same for each channel by itself, as nnU-Net does;
+            "range" = the least value becomes 0, the largest 255, as VM-UNet does.
         info: Where the model comes from (training data, licence, config, iteration, commit, ...).
     """
 

@@ -36,6 +36,7 @@ OPTIONAL_PACKAGES = {
     "causal-conv1d": "cuda",
     "napari": "napari",
     "z5py": "n5",
+    "monai": "monai",
     "torch-em": "torch-em",
 }
 REPRESENTATIONS = ("boundaries", "distances", "boundary", "semantic")
@@ -121,7 +122,7 @@ def info(options: argparse.Namespace) -> int:
         function, fixed = getattr(build, "func", build), getattr(build, "keywords", {})
         sizes = ", ".join(f"{key} {value}" for key, value in fixed.items())
         summary = (function.__doc__ or "").strip().splitlines()[0].removeprefix("Build a ")
-        print(f"  {name:<8} {summary}{f' ({sizes})' if sizes else ''}")
+        print(f"  {name:<10} {summary}{f' ({sizes})' if sizes else ''}")
     print("\noptional packages")
     for package, extra in OPTIONAL_PACKAGES.items():
         try:
@@ -361,6 +362,10 @@ def train(options: argparse.Namespace) -> int:
         extra["skip_connections"] = True
     torch.manual_seed(options.seed)
     network = build_model(options.model, in_channels, len(representation.channels), **extra)
+    if options.pretrained is not None:
+        from vimunet.bridges import load_pretrained
+
+        print(load_pretrained(network, options.pretrained))
     given = {name: getattr(options, name) for name in TRAIN_SETTINGS if hasattr(options, name)}
     config = TrainConfig(training_data=options.images.resolve().name, **given)
     best = run_training(network, representation, samples, validation, config)
@@ -556,14 +561,21 @@ def _print_scores(result: dict[str, Any]) -> None:
 
 
 def convert(options: argparse.Namespace) -> int:
-    """Turn a checkpoint of torch-em into a model file."""
-    from vimunet.bridges.torch_em import read_checkpoint
+    """Turn a checkpoint of another tool into a model file."""
+    from vimunet.bridges import read_checkpoint
     from vimunet.checkpoint import TrainedModel, save_model
     from vimunet.representation import Semantic
 
     if options.output.exists() and not options.overwrite:
         raise ValueError(f"{options.output} exists already. Replace it with --overwrite.")
-    network: Any = read_checkpoint(options.checkpoint, **_model_options(options.option))
+    found = read_checkpoint(options.checkpoint, **_model_options(options.option))
+    network: Any = found[0]
+    report, tool = found[1:]
+    if tool != "torch-em" and options.representation is None:
+        raise ValueError(
+            f"`--representation` must be given for a checkpoint of {tool}: it does not say what "
+            "its maps mean."
+        )
     name = options.representation or {1: "boundary", 2: "boundaries", 3: "distances"}.get(
         network.out_channels
     )
@@ -577,8 +589,11 @@ def convert(options: argparse.Namespace) -> int:
             f"`--representation {name}` has {len(representation.channels)} maps, but the network "
             f"of {options.checkpoint} has {network.out_channels}."
         )
-    origin = {"converted_from": options.checkpoint.name, "tool": "torch-em"}
-    save_model(options.output, TrainedModel(network, representation, info=origin))
+    origin = {"converted_from": options.checkpoint.name, "tool": tool}
+    normalization = {"VM-UNet": "range", "U-Mamba": "channel"}.get(tool, "image")
+    model = TrainedModel(network, representation, normalization, info=origin)
+    save_model(options.output, model)
+    print(report)
     print(f"{network.config['model']} with {name} written to {options.output}")
     return 0
 
@@ -679,7 +694,12 @@ def _parser() -> argparse.ArgumentParser:
         "--skip-connections", action="store_true", help="ViM-UNet with finer maps from the image"
     )
     command.add_argument("--in-channels", type=int, help="default: those of the first image")
-
+    command.add_argument(
+        "--pretrained",
+        type=Path,
+        help="published weights to start from: Vision Mamba's for vim_*, VMamba's for vmunet, "
+        "Segment Anything's for unetr_*",
+    )
     _add_option(command, "variant=paper")
 
     command = add("tune", tune, "choose the thresholds of a model on images with labels")
@@ -716,13 +736,15 @@ def _parser() -> argparse.ArgumentParser:
         help="distance of neighbouring pixels along each axis, for HD95 (default: 1)",
     )
 
-    command = add("convert", convert, "turn a torch-em checkpoint into a model file")
-    command.add_argument("checkpoint", type=Path, help="best.pt or latest.pt of torch-em")
+    command = add("convert", convert, "turn a checkpoint of another tool into a model file")
+    command.add_argument(
+        "checkpoint", type=Path, help="of torch-em, VM-UNet or U-Mamba, as `torch.save` wrote it"
+    )
     command.add_argument("--output", type=Path, required=True, help="model file to write")
     command.add_argument(
         "--representation",
         choices=REPRESENTATIONS,
-        help="what its maps mean (default: from their number)",
+        help="what its maps mean (default for torch-em: from their number)",
     )
     command.add_argument("--overwrite", action="store_true", help="replace an existing file")
     _add_option(command, "in_channels=3")

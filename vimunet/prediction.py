@@ -35,6 +35,7 @@ PRECISIONS = {
     "float16": torch.float16,
 }
 
+NORMALIZATIONS = ("image", "channel", "range")
 _READ_SIZE = 1024
 """Side in pixels of the blocks in which the mean and spread of an image are computed."""
 
@@ -132,15 +133,15 @@ def normalize(image: Any, in_channels: int | None = None) -> np.ndarray:
         Archit & Pape 2024, https://arxiv.org/abs/2404.07705, standardise with
         (x - mean) / (std + 1e-7), as done here.
     """
-    pixels = _Pixels(image, in_channels)
+    pixels = _Pixels(image, in_channels, "image")
     height, width = pixels.shape
     return pixels.read((slice(0, height), slice(0, width)))
 
 
 class _Pixels:
-    """An image that is read in pieces: as channels, standardised, reflected past its end."""
+    """An image that is read in pieces: as channels, normalised, reflected past its end."""
 
-    def __init__(self, image: Any, in_channels: int | None):
+    def __init__(self, image: Any, in_channels: int | None, normalization: str):
         if not hasattr(image, "shape") or not hasattr(image, "dtype"):
             image = np.asarray(image)
         if len(image.shape) not in (2, 3) or 0 in image.shape:
@@ -155,20 +156,24 @@ class _Pixels:
         if in_channels is None:
             in_channels = 1 if len(image.shape) == 2 else image.shape[2]
         self.in_channels = in_channels
-        self.mean, self.spread = self._statistics()
+        self.offset, self.scale = self._statistics(normalization)
 
     def _channels(self, box: Box) -> np.ndarray:
         return to_channels(np.asarray(self.image[box]), self.in_channels)
 
-    def _statistics(self) -> tuple[float, float]:
-        """Mean and spread over all channels, block by block.
+    def _statistics(self, normalization: str) -> tuple[Any, Any]:
+        """Return what `normalization` subtracts and divides by, block by block.
 
-        Sums are taken relative to the first pixel: exact for a constant image, and no
-        cancellation for an image with a large offset.
+        Both are numbers, or (c, 1, 1) arrays. Sums are taken relative to the first pixel: exact for
+        a constant image, and no cancellation for an image with a large offset.
         """
         height, width = self.shape
-        origin = float(self._channels((slice(0, 1), slice(0, 1))).flat[0])
-        total = squares = 0.0
+        apart = normalization == "channel"
+        axes = (1, 2) if apart else None
+        origin: Any = self._channels((slice(0, 1), slice(0, 1))).astype(np.float64)
+        origin = origin if apart else origin.flat[0]
+        total = squares = np.zeros_like(origin)
+        low, high = np.inf, -np.inf
         for y in range(0, height, _READ_SIZE):
             for x in range(0, width, _READ_SIZE):
                 box = (
@@ -176,18 +181,21 @@ class _Pixels:
                     slice(x, min(x + _READ_SIZE, width)),
                 )
                 shifted = self._channels(box).astype(np.float64) - origin
-                total += float(shifted.sum())
-                squares += float(np.square(shifted).sum())
-        if not np.isfinite(total):
+                total = total + shifted.sum(axis=axes, keepdims=apart)
+                squares = squares + np.square(shifted).sum(axis=axes, keepdims=apart)
+                low, high = min(low, shifted.min()), max(high, shifted.max())
+        if not np.isfinite(total).all():
             raise ValueError(
                 "Image contains NaN or infinity. Replace missing pixels before segmenting."
             )
-        count = height * width * self.in_channels
-        offset = total / count
-        return origin + offset, max(squares / count - offset**2, 0.0) ** 0.5
+        if normalization == "range":
+            return origin + low, (high - low) / 255
+        count = height * width * (1 if apart else self.in_channels)
+        mean = total / count
+        return origin + mean, np.maximum(squares / count - mean**2, 0.0) ** 0.5
 
     def read(self, box: Box) -> np.ndarray:
-        """(c, y, x) float32, standardised; `box` may reach past the end of the image."""
+        """(c, y, x) float32, normalised; `box` may reach past the end of the image."""
         inside, rows_columns = [], []
         for part, length in zip(box, self.shape, strict=True):
             index = _reflect(np.arange(part.start, part.stop), length)
@@ -195,8 +203,8 @@ class _Pixels:
             inside.append(slice(first, last + 1))
             rows_columns.append(index - first)
         channels = self._channels((inside[0], inside[1]))
-        shifted = channels.astype(np.float64) - self.mean
-        standardised = (shifted / (self.spread + 1e-7)).astype(np.float32)
+        shifted = channels.astype(np.float64) - self.offset
+        standardised = (shifted / (self.scale + 1e-7)).astype(np.float32)
         rows, columns = rows_columns
         if standardised.shape[1:] == (len(rows), len(columns)):
             return standardised
@@ -251,13 +259,15 @@ def predict(
         agree at the border too; and tiles are made equal, so that fewer are needed.
     """
     network: Any = model.network  # Any: its attributes are named in `vimunet.models`
-    if model.normalization != "image":
-        raise ValueError(f"Unknown normalization {model.normalization!r}. Known: image.")
+    if model.normalization not in NORMALIZATIONS:
+        raise ValueError(
+            f"Unknown normalization {model.normalization!r}. Known: {', '.join(NORMALIZATIONS)}."
+        )
     if batch_size < 1:
         raise ValueError(f"`batch_size` must be at least 1, got {batch_size}.")
     run_device = _choose_device(device, network)
     dtype = _choose_precision(precision, run_device)
-    pixels = _Pixels(image, network.in_channels)
+    pixels = _Pixels(image, network.in_channels, model.normalization)
     tile_size = _choose_tile_size(pixels.shape, tile_size, halo, network.stride, network.max_size)
     tiles = tile_slices(pixels.shape, tile_size, halo, network.stride)
 

@@ -16,9 +16,16 @@ from typing import Any
 from torch import nn
 
 from vimunet.models.encoder_decoder import unetr, vim_unet
+from vimunet.models.swin_unetr import SwinUNETR
+from vimunet.models.umamba import umamba
 from vimunet.models.unet import UNet
+from vimunet.models.vmunet import VMUNet
 
 MODELS: dict[str, Callable[..., nn.Module]] = {
+    "resunet": partial(umamba, mamba="none"),
+    "swin_unetr": SwinUNETR,
+    "umamba_bot": partial(umamba, mamba="bottleneck"),
+    "umamba_enc": partial(umamba, mamba="encoder"),
     "unet": UNet,
     "unetr_b": partial(unetr, embed_dim=768, depth=12, num_heads=12),
     "unetr_h": partial(unetr, embed_dim=1280, depth=32, num_heads=16),
@@ -29,6 +36,7 @@ MODELS: dict[str, Callable[..., nn.Module]] = {
     ),
     "vim_s": partial(vim_unet, embed_dim=384),
     "vim_t": partial(vim_unet, embed_dim=192),
+    "vmunet": VMUNet,
 }
 
 

@@ -1,10 +1,12 @@
-"""The Mamba block that reads its tokens in both directions, and the small layers around it.
+"""The Mamba block, in one and in both directions, and the small layers around it.
 
 This module turns tokens into tokens; images and their tokens are the business of `vim.py`, the
 recurrence itself of `scan.py`. Axis letters: b images, l tokens, d inner channels, n state size.
 """
 
 import math
+from collections.abc import Sequence
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
@@ -62,7 +64,7 @@ class BidirectionalMamba(nn.Module):
         super().__init__()
         d_inner = expand * d_model
         dt_rank = math.ceil(d_model / 16) if dt_rank is None else dt_rank
-        self.d_state, self.dt_rank, self.average = d_state, dt_rank, average
+        self.average = average
 
         rates = torch.arange(1, d_state + 1, dtype=torch.float32).log().repeat(d_inner, 1)
         self.A_log, self.A_b_log = nn.Parameter(rates), nn.Parameter(rates.clone())
@@ -86,27 +88,64 @@ class BidirectionalMamba(nn.Module):
             (b, l, d_model) mixed tokens.
         """
         signal, gate = self.in_proj(tokens).chunk(2, dim=-1)
-        x = _convolve(signal, self.conv1d, self.conv1d_b)
-        weight = torch.stack([self.x_proj.weight, self.x_proj_b.weight])
-        projected = torch.bmm(x.flatten(1, 2), weight.transpose(1, 2))
-        step, B, C = projected.split([self.dt_rank, self.d_state, self.d_state], dim=-1)
-        weight = torch.stack([self.dt_proj.weight, self.dt_proj_b.weight])
-        delta = torch.bmm(step, weight.transpose(1, 2))
-        # The bias is added in the scan: steps of 0.001 would drown in the rounding of bfloat16.
-        dtype = state_dtype(x.dtype)
-        y = selective_scan(
-            x,
-            delta.unflatten(1, x.shape[1:3]),
-            -torch.exp(torch.stack([self.A_log, self.A_b_log]).to(dtype)),
-            B.unflatten(1, x.shape[1:3]),
-            C.unflatten(1, x.shape[1:3]),
-            torch.stack([self.D, self.D_b]),
-            orders=("forward", "reverse"),
-            delta_bias=torch.stack([self.dt_proj.bias, self.dt_proj_b.bias]),
-            gate=gate,
+        y = _scan(
+            signal,
+            gate,
+            ("forward", "reverse"),
+            [self.conv1d, self.conv1d_b],
+            [self.x_proj, self.x_proj_b],
+            [self.dt_proj, self.dt_proj_b],
+            [self.A_log, self.A_b_log],
+            [self.D, self.D_b],
         )
         mixed = self.out_proj(y)
         return mixed / 2 if self.average else mixed
+
+
+class Mamba(nn.Module):
+    """Mix tokens with one selective scan, each with what came before it.
+
+        signal, gate = in_proj(tokens)
+        x = silu(conv(signal));  step, B, C = x_proj(x);  delta = softplus(dt_proj(step))
+        output = out_proj(selective_scan(x, delta, -exp(A_log), B, C, D) * silu(gate))
+
+    Args:
+        d_model: Channels of the tokens.
+        d_state: Numbers in the hidden state of one inner channel.
+        d_conv: Width of the convolution, in tokens. It sees the present and earlier tokens only.
+        expand: Inner channels per channel of the tokens.
+
+    Source:
+        Gu & Dao 2023, "Mamba", https://arxiv.org/abs/2312.00752, section 3.4, with the parameter
+        names and the initialisation of the authors' code.
+    """
+
+    def __init__(self, d_model: int, d_state: int = 16, d_conv: int = 4, expand: int = 2) -> None:
+        super().__init__()
+        d_inner, dt_rank = expand * d_model, math.ceil(d_model / 16)
+        self.in_proj = nn.Linear(d_model, 2 * d_inner, bias=False)
+        self.conv1d = nn.Conv1d(d_inner, d_inner, d_conv, groups=d_inner)
+        self.x_proj = nn.Linear(d_inner, dt_rank + 2 * d_state, bias=False)
+        self.dt_proj = _step_projection(dt_rank, d_inner)
+        rates = torch.arange(1, d_state + 1, dtype=torch.float32).log().repeat(d_inner, 1)
+        self.A_log = nn.Parameter(rates)
+        self.D = nn.Parameter(torch.ones(d_inner))
+        self.out_proj = nn.Linear(d_inner, d_model, bias=False)
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        """Mix (b, l, d_model) tokens, in the order of the scan."""
+        signal, gate = self.in_proj(tokens).chunk(2, dim=-1)
+        y = _scan(
+            signal,
+            gate,
+            ("forward",),
+            [self.conv1d],
+            [self.x_proj],
+            [self.dt_proj],
+            [self.A_log],
+            [self.D],
+        )
+        return self.out_proj(y)
 
 
 class RMSNorm(nn.Module):
@@ -167,35 +206,77 @@ class DropPath(nn.Module):
         return f"rate={self.rate:.3g}"
 
 
-def _convolve(signal: Tensor, forward: nn.Conv1d, reverse: nn.Conv1d) -> Tensor:
-    """Convolve (b, l, d) along the tokens, each channel by itself, in two directions; then SiLU.
+def _scan(
+    signal: Tensor,
+    gate: Tensor,
+    orders: Sequence[Literal["forward", "reverse"]],
+    convs: Sequence[nn.Conv1d],
+    x_projs: Sequence[nn.Linear],
+    dt_projs: Sequence[nn.Linear],
+    A_logs: Sequence[Tensor],
+    Ds: Sequence[Tensor],
+) -> Tensor:
+    """Convolve and scan (b, l, d) once for each order; return the gated sum, (b, l, d)."""
+    x = _convolve(signal, orders, convs)
+    weight = torch.stack([projection.weight for projection in x_projs])
+    projected = torch.bmm(x.flatten(1, 2), weight.transpose(1, 2))
+    states = A_logs[0].shape[1]
+    step, B, C = projected.split([weight.shape[1] - 2 * states, states, states], dim=-1)
+    weight = torch.stack([projection.weight for projection in dt_projs])
+    delta = torch.bmm(step, weight.transpose(1, 2))
+    # The bias is added in the scan: steps of 0.001 would drown in the rounding of bfloat16.
+    dtype = state_dtype(x.dtype)
+    return selective_scan(
+        x,
+        delta.unflatten(1, x.shape[1:3]),
+        -torch.exp(torch.stack(list(A_logs)).to(dtype)),
+        B.unflatten(1, x.shape[1:3]),
+        C.unflatten(1, x.shape[1:3]),
+        torch.stack(list(Ds)),
+        orders=orders,
+        delta_bias=torch.stack([projection.bias for projection in dt_projs]),
+        gate=gate,
+    )
 
-    No direction looks ahead; for the reverse one, "ahead" is towards token 0 and the kernel is
-    mirrored. Returns (2, b, l, d).
+
+def _convolve(
+    signal: Tensor, orders: Sequence[Literal["forward", "reverse"]], convs: Sequence[nn.Conv1d]
+) -> Tensor:
+    """Convolve (b, l, d) along the tokens, each channel by itself, once for each order; then SiLU.
+
+    No order looks ahead; in the reverse one, "ahead" is towards token 0 and the kernel is
+    mirrored. Returns (k, b, l, d).
     """
-    assert forward.bias is not None
-    assert reverse.bias is not None
-    if compiled.runs(signal, forward.weight):
-        weight = torch.stack([forward.weight, reverse.weight])[:, :, 0].transpose(1, 2)
-        bias = torch.stack([forward.bias, reverse.bias])
-        return compiled.causal_conv_silu(signal, weight, bias, (0, 1))
-    tokens, margin = signal.transpose(1, 2), forward.kernel_size[0] - 1
-    directions = [
-        functional.conv1d(functional.pad(tokens, padding), weight, conv.bias, groups=conv.groups)
-        for conv, weight, padding in [
-            (forward, forward.weight, (margin, 0)),
-            (reverse, reverse.weight.flip(-1), (0, margin)),
-        ]
-    ]
-    return functional.silu(torch.stack(directions).transpose(2, 3))
+    if compiled.runs(signal, convs[0].weight):
+        weight = torch.stack([conv.weight[:, 0] for conv in convs]).transpose(1, 2)
+        bias = torch.stack([conv.bias for conv in convs])  # type: ignore[misc]
+        codes = [int(order == "reverse") for order in orders]
+        return compiled.causal_conv_silu(signal, weight, bias, codes)
+    tokens, margin = signal.transpose(1, 2), convs[0].kernel_size[0] - 1
+    results = []
+    for order, conv in zip(orders, convs, strict=True):
+        back = order == "reverse"
+        padded = functional.pad(tokens, (0, margin) if back else (margin, 0))
+        weight = conv.weight.flip(-1) if back else conv.weight
+        results.append(functional.conv1d(padded, weight, conv.bias, groups=conv.groups))
+    return functional.silu(torch.stack(results).transpose(2, 3))
+
+
+def step_weights(dt_rank: int, d_inner: int) -> tuple[Tensor, Tensor]:
+    """Draw weight (d_inner, dt_rank) and bias (d_inner,) of a projection to the step.
+
+    After softplus, the steps start log-uniform in [0.001, 0.1].
+    """
+    low, high = math.log(1e-3), math.log(1e-1)
+    step = torch.exp(torch.rand(d_inner) * (high - low) + low).clamp(min=1e-4)
+    weight = torch.empty(d_inner, dt_rank).uniform_(-(dt_rank**-0.5), dt_rank**-0.5)
+    return weight, step + torch.log(-torch.expm1(-step))  # the inverse of softplus
 
 
 def _step_projection(dt_rank: int, d_inner: int) -> nn.Linear:
-    """Build the projection to the step, which starts log-uniform in [0.001, 0.1] after softplus."""
+    """Build the projection to the step; see `step_weights`."""
     projection = nn.Linear(dt_rank, d_inner)
-    low, high = math.log(1e-3), math.log(1e-1)
-    step = torch.exp(torch.rand(d_inner) * (high - low) + low).clamp(min=1e-4)
     with torch.no_grad():
-        projection.weight.uniform_(-(dt_rank**-0.5), dt_rank**-0.5)
-        projection.bias.copy_(step + torch.log(-torch.expm1(-step)))  # the inverse of softplus
+        for own, drawn in zip(projection.parameters(), step_weights(dt_rank, d_inner), strict=True):
+            own.copy_(drawn)
     return projection

@@ -99,7 +99,7 @@ class VimEncoder(nn.Module):
                 f"`intermediate` must be ascending layers from 0 to {depth - 2}, "
                 f"got {tuple(intermediate)}."
             )
-        self.in_channels, self.image_size = in_channels, image_size
+        self.in_channels, self.image_size, self.average = in_channels, image_size, average
         self.intermediate = tuple(intermediate)
         self.channels = (embed_dim,) * (len(intermediate) + 1)
         self.strides = (PATCH_SIZE,) * (len(intermediate) + 1)
