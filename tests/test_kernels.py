@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F  # noqa: N812
 from torch import Tensor
 
-from vimunet.models import compiled, scan
+from vimunet.models import build_model, compiled, scan
 from vimunet.models.scan import ORDERS, active_backend, selective_scan, selective_scan_reference
 
 kernels = pytest.importorskip(
@@ -295,3 +295,33 @@ def test_without_them_the_torch_form_is_named_and_warned_of_once(monkeypatch):
         torch.testing.assert_close(selective_scan(*inputs), expected)
         selective_scan(*inputs)
     assert len(caught) == 1
+
+
+@pytest.mark.parametrize("precision", [torch.float32, torch.bfloat16])
+def test_compiled_and_exported_networks_agree(precision):
+    """torch.compile and torch.export see the operators, and no break in the graph."""
+    network = build_model("vim_n", depth=3, image_size=64, out_channels=1).eval()
+    image = torch.randn(1, 1, 64, 64)
+    with torch.no_grad(), torch.autocast("cpu", precision, enabled=precision != torch.float32):
+        expected = network(image)
+        exported = torch.export.export(network, (image,))
+        assert relative_error(exported.module()(image), expected) < 1e-5
+        torch._dynamo.reset()
+        compiled_network = torch.compile(network, backend="aot_eager", fullgraph=True)
+        assert relative_error(compiled_network(image), expected) < 1e-5
+    targets = {str(node.target) for node in exported.graph.nodes}
+    operators = {"selective_scan", "causal_conv_silu", "instance_norm"}
+    assert {f"vimunet.{name}.default" for name in operators} <= targets
+
+
+def test_a_compiled_network_learns():
+    torch._dynamo.reset()
+    network = build_model("vim_n", depth=3, image_size=64, out_channels=1, drop_path_rate=0.0)
+    image = torch.randn(2, 1, 64, 64)
+    gradients = []
+    for forward in (network, torch.compile(network, backend="aot_eager", fullgraph=True)):
+        network.zero_grad()
+        forward(image).square().mean().backward()
+        gradients.append([p.grad.clone() for p in network.parameters() if p.grad is not None])
+    for eager, traced in zip(*gradients, strict=True):
+        assert relative_error(traced, eager) < 1e-4

@@ -349,6 +349,8 @@ def vim_unet(
         Archit & Pape 2024, https://arxiv.org/abs/2404.07705, and torch-em's `get_vimunet_model`
         (the generations above; `VimEncoder` and `EncoderDecoder` say what differs in each part).
     """
+    if skip_connections and depth < 3:
+        raise ValueError(f"`depth` must be at least 3 for `skip_connections`, got {depth}.")
     if variant == "default":
         layers = (depth // 3 - 1, 2 * depth // 3 - 1) if skip_connections else ()
         encoder = VimEncoder(

@@ -126,10 +126,10 @@ def selective_scan(
     """
     columns = _check_scans(u, delta, A, B, C, D, orders, grid, delta_bias, gate)
     backend, _ = active_backend(u.device)
+    if backend == "cpp" and u.dtype != torch.float64:
+        codes = [ORDERS.index(order) for order in orders]
+        return compiled.selective_scan(u, delta, A, B, C, D, delta_bias, gate, codes, columns)
     with torch.autocast(u.device.type, enabled=False):
-        if backend == "cpp" and u.dtype != torch.float64:
-            codes = [ORDERS.index(order) for order in orders]
-            return compiled.selective_scan(u, delta, A, B, C, D, delta_bias, gate, codes, columns)
         if backend == "triton" and u.dtype != torch.float64:
             return triton_selective_scan(
                 u, delta, A, B, C, D, orders=orders, grid=grid, delta_bias=delta_bias, gate=gate
