@@ -75,7 +75,8 @@ def test_umamba_takes_the_plan_of_the_checkpoint(tmp_path):
         {"patch_size": [32, os.system]},
         {"patch_size": [10**9, 64]},
         {"patch_size": "64", "pool_op_kernel_sizes": 3},
-        {"pool_op_kernel_sizes": [[1, 1], "22"]},
+        {"pool_op_kernel_sizes": [[1, 1], [2, 2], [2, 2], [2, 2], "22"]},
+        {"pool_op_kernel_sizes": [[1, 1]] * 1000},
     ],
     ids=str,
 )

@@ -47,7 +47,7 @@ def read_checkpoint(path: str | Path, **overrides: Any) -> tuple[nn.Module, Repo
                 f"{weights.path} must hold a two-dimensional U-Mamba, got weights named "
                 f"{', '.join(sorted(weights.shapes)[:3])}, ..."
             ) from error
-        options.update(_planned(weights.other))
+        options.update(_planned(weights.other, len(options["strides"])))
         network = build_from(weights, name, {**options, **overrides}, names)
     skipped = dict.fromkeys(copies, _COPY)
     return network, Report(weights.path, loaded=list(names), skipped=skipped)
@@ -102,8 +102,8 @@ def _infer(shapes: Shapes) -> tuple[str, dict[str, Any]]:
     }
 
 
-def _planned(content: Mapping[Any, Any]) -> dict[str, Any]:
-    """Return size and strides of the plan in a checkpoint, nothing if there is none."""
+def _planned(content: Mapping[Any, Any], stages: int) -> dict[str, Any]:
+    """Return size and strides of the plan in a checkpoint, nothing if there is none that fits."""
     found: Any = content
     for key in ("init_args", "plans", "configurations", "2d"):
         found = found.get(key) if isinstance(found, dict) else None
@@ -113,7 +113,8 @@ def _planned(content: Mapping[Any, Any]) -> dict[str, Any]:
         strides: Any = found.get("pool_op_kernel_sizes")
         if _is_pair(patch):
             options["image_size"] = list(patch)
-        if isinstance(strides, list) and strides and all(_is_pair(stride) for stride in strides):
+        listed = isinstance(strides, list) and len(strides) == stages
+        if listed and all(_is_pair(stride) for stride in strides):
             options["strides"] = [list(stride) for stride in strides]
     return options
 
