@@ -1,7 +1,8 @@
 """From annotations to a model to instances, on the small real images that the package ships.
 
-Trains the smallest ViM-UNet for a few minutes on 14 images of fluorescent nuclei, segments 6 others, and
-prints their mean segmentation accuracy (mSA) beside the ceiling, the score of perfect maps.
+Trains the smallest ViM-UNet for a few minutes on 14 images of fluorescent nuclei, segments 6
+others, and prints their mean segmentation accuracy (mSA) beside the ceiling, the score of perfect
+maps.
 
     python experiments/demo.py --output demo_output
 """
@@ -61,6 +62,7 @@ def main() -> None:
         validation_interval=800,
         val_crops=4,
         rotations=True,
+        augment=True,
         training_data=f"vimunet samples: {options.samples}",
     )
     # The held-out images take no part in the training nor in the choice of thresholds.

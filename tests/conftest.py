@@ -12,6 +12,8 @@ torch.set_num_threads(1)
 settings.register_profile("no deadline", deadline=None)
 settings.load_profile("no deadline")
 
+collect_ignore = ["triton_compile.py"]  # a script; pytest would import it for its doctests
+
 
 @pytest.fixture
 def rng() -> np.random.Generator:
