@@ -2,7 +2,7 @@
 
     python -m benchmarks.growth
 
-ViM-UNet tiny, tiles of 512 pixels with a halo of 64. The image is never in memory: it is indexed
+ViM-UNet tiny, tiles of 896 pixels with a halo of 64, as `predict` chooses them. The image is never in memory: it is indexed
 like a Zarr or HDF5 array and makes the pixels that are asked for. Each size has a process of its
 own. Wherever tiles meet, the halo is predicted twice; `predicted_megapixel` counts all that the
 network sees, `megapixel` the image.
@@ -27,7 +27,7 @@ HALO = 64
 def main() -> None:
     flags = measure.parser(__doc__, repeats=1)
     flags.add_argument("--sizes", type=int, nargs="+", default=SIZES)
-    flags.add_argument("--tile-size", type=int, default=512)
+    flags.add_argument("--tile-size", type=int, default=896)
     options = flags.parse_args()
     torch.set_num_threads(options.threads)  # for the table; the predictions set their own
     sizes, tile_size = ([128, 256], 64) if options.quick else (options.sizes, options.tile_size)

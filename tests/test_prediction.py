@@ -269,7 +269,9 @@ def test_large_images_are_cut_by_themselves():
     predict(np.zeros((1024, 1024), np.uint8), wrap(network))
     assert network.seen == [(1, 1, 1024, 1024)]
     predict(np.zeros((1025, 1024), np.uint8), wrap(network))
-    assert max(shape[2] * shape[3] for shape in network.seen[1:]) <= 640**2
+    assert max(side for shape in network.seen[1:] for side in shape[2:]) <= 1024
+    predict(np.zeros((1400, 1400), np.uint8), wrap(network), halo=500)
+    assert max(side for shape in network.seen for side in shape[2:]) <= 256 + 2 * 512
 
 
 def test_batches_are_of_equal_windows_and_progress_is_told():

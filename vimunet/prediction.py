@@ -28,7 +28,10 @@ if TYPE_CHECKING:
 WHOLE_IMAGE_PIXELS = 1024**2
 """Images up to this size, in pixels, are predicted in one piece unless `tile_size` is given."""
 
-DEFAULT_TILE_SIZE = 512
+WINDOW_SIZE = 1024
+"""Larger images are cut into tiles that have this side with their halo, in pixels."""
+
+_SMALLEST_DEFAULT_TILE = 256
 PRECISIONS = {
     "float32": torch.float32,
     "bfloat16": torch.bfloat16,
@@ -230,8 +233,8 @@ def predict(
         model: Network, representation and normalisation, from `load_model`. The network is used
             in eval mode; it is given back in the mode and on the device in which it came.
         tile_size: Side of a tile in pixels, without the halo. None: images of up to 1024 x 1024
-            pixels in one piece, larger ones in tiles of 512, or of the largest size that the
-            network takes. An image that fits into one tile with its halo is not cut, and then
+            pixels in one piece, larger ones in tiles of this size with their halo, or of the
+            largest size that the network takes. An image that fits into one tile with its halo is not cut, and then
             the result does not depend on this choice.
         halo: Context around each tile in pixels, predicted and thrown away.
         batch_size: Tiles predicted together. 1 is the fastest choice on most CPUs, where tiles
@@ -383,7 +386,9 @@ def _choose_tile_size(
         whole = padded[0] * padded[1] <= WHOLE_IMAGE_PIXELS
         if whole and (largest is None or max(padded) <= largest):
             return max(padded)
-        tile_size = DEFAULT_TILE_SIZE if largest is None else largest - context
+        if largest is None:
+            return max(WINDOW_SIZE - context, _SMALLEST_DEFAULT_TILE)
+        tile_size = min(WINDOW_SIZE, largest) - context
         if tile_size < stride:
             raise ValueError(
                 f"`halo` must leave room for a tile: this network takes at most {largest} "
