@@ -2,10 +2,10 @@
 
     python -m benchmarks.growth
 
-ViM-UNet tiny, tiles of 896 pixels with a halo of 64, as `predict` chooses them. The image is never in memory: it is indexed
-like a Zarr or HDF5 array and makes the pixels that are asked for. Each size has a process of its
-own. Wherever tiles meet, the halo is predicted twice; `predicted_megapixel` counts all that the
-network sees, `megapixel` the image.
+ViM-UNet tiny, tiles of 896 pixels with a halo of 64, as `predict` chooses them. The image is never
+in memory: it is indexed like a Zarr or HDF5 array and makes the pixels that are asked for. Each
+size has a process of its own. Wherever tiles meet, the halo is predicted twice;
+`predicted_megapixel` counts all that the network sees, `megapixel` the image.
 """
 
 import time

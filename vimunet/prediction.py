@@ -234,8 +234,8 @@ def predict(
             in eval mode; it is given back in the mode and on the device in which it came.
         tile_size: Side of a tile in pixels, without the halo. None: images of up to 1024 x 1024
             pixels in one piece, larger ones in tiles of this size with their halo, or of the
-            largest size that the network takes. An image that fits into one tile with its halo is not cut, and then
-            the result does not depend on this choice.
+            largest size that the network takes. An image that fits into one tile with its halo is
+            not cut, and then the result does not depend on this choice.
         halo: Context around each tile in pixels, predicted and thrown away.
         batch_size: Tiles predicted together. 1 is the fastest choice on most CPUs, where tiles
             fight for the cache; on a GPU more may be faster.
