@@ -20,6 +20,7 @@ from torch.nn import functional
 from benchmarks import measure
 from benchmarks.peers import mambapy_scan
 from vimunet.models import scan
+from vimunet.models.compiled import memory_kept
 from vimunet.models.scan import selective_scan, selective_scan_reference
 
 STATES = 16
@@ -42,7 +43,9 @@ def main() -> None:
             for direction, make_call in (("forward", forward), ("forward + backward", both)):
                 print(f"{direction}, {length} tokens, {width} channels, {threads} threads")
                 calls = {name: make_call(form, inputs) for name, form in FORMS.items()}
-                for name, timing in measure.compare(calls, options.repeats).items():
+                with memory_kept():  # as `predict` and `train` do
+                    timings = measure.compare(calls, options.repeats)
+                for name, timing in timings.items():
                     difference = (FORMS[name](*inputs) - truth).abs().max().item()
                     rows.append(
                         {
