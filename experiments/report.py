@@ -30,16 +30,18 @@ from vimunet.prediction import predict
 from vimunet.representation import Boundaries, Semantic
 
 Split = Callable[[Path, Literal["train", "val", "test"]], list[Sample]]
+Score = Callable[[Path, list[Sample], list[Sample], Path], dict[str, Any]]
 _OVERLAYS = 4
 
 
-def main(description: str, official: Split, stand_in: Split) -> None:
+def main(description: str, official: Split, stand_in: Split, score: Score | None = None) -> None:
     """Read the command line, score, write and print.
 
     Args:
         description: What the command is for.
         official: Reads a split of the original data set.
         stand_in: Reads a split of the stand-in.
+        score: Scores a model file on validation and test images; `score_model` if None.
     """
     flags = argparse.ArgumentParser(description=description)
     flags.add_argument("--model", type=Path, required=True, help="model file")
@@ -51,7 +53,8 @@ def main(description: str, official: Split, stand_in: Split) -> None:
     root, read = (
         (options.data, official) if options.data is not None else (options.stand_in, stand_in)
     )
-    summary = score_model(options.model, read(root, "val"), read(root, "test"), options.output)
+    samples = read(root, "val"), read(root, "test")
+    summary = (score or score_model)(options.model, *samples, options.output)
     print(json.dumps(summary, indent=2))
 
 

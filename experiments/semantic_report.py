@@ -9,14 +9,13 @@ For each split the table has the scores with
 Perfect maps reach 1: reading classes from maps loses nothing.
 """
 
-import argparse
-import json
 import statistics
 import time
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import report
 from report import Split, draw_pairs
 from tqdm import tqdm
 
@@ -29,25 +28,8 @@ from vimunet.semantic_evaluation import evaluate_semantic, summarize_semantic, t
 
 
 def main(description: str, official: Split, stand_in: Split) -> None:
-    """Read the command line, score, write and print.
-
-    Args:
-        description: What the command is for.
-        official: Reads a split of the original data set.
-        stand_in: Reads a split of the stand-in.
-    """
-    flags = argparse.ArgumentParser(description=description)
-    flags.add_argument("--model", type=Path, required=True, help="model file")
-    data = flags.add_mutually_exclusive_group(required=True)
-    data.add_argument("--data", type=Path, help="folder with the original data set")
-    data.add_argument("--stand-in", type=Path, help="folder with the small stand-in data sets")
-    flags.add_argument("--output", type=Path, required=True, help="folder for tables and pictures")
-    options = flags.parse_args()
-    root, read = (
-        (options.data, official) if options.data is not None else (options.stand_in, stand_in)
-    )
-    summary = score_model(options.model, read(root, "val"), read(root, "test"), options.output)
-    print(json.dumps(summary, indent=2))
+    """Read the command line, score, write and print; see `report.main`."""
+    report.main(description, official, stand_in, score_model)
 
 
 def score_model(

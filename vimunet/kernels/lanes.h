@@ -87,9 +87,7 @@ INLINE Float minimum(Float x, Float y) { return y < x ? y : x; }
 
 // 2^(x * a), with a relative error of 1.5e-7 of its own. The exponent is split into an integer, which
 // becomes the exponent of the result, and a fraction in [-1/2, 1/2], whose power of 2 is
-// 1 + fraction * (a minimax polynomial). Results below 2^-126 are 0. Right for -kLargest < x * a < 127.
-constexpr float kLargest = 2e8f;
-
+// 1 + fraction * (a minimax polynomial). Results below 2^-126 are 0. Right for -2e8 < x * a < 127.
 INLINE Float exp2_of(Float x, Float a) {
   constexpr float kRound = 12582912.0f;  // 1.5 * 2^23: added, it leaves the nearest integer
 #if defined(__AVX512F__)
