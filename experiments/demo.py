@@ -85,7 +85,7 @@ def score(model: TrainedModel, images: list[Sample], output: Path) -> float:
     for folder in ("labels", "overlays"):
         (output / folder).mkdir(parents=True, exist_ok=True)
     # Without a foreground map no pixel is predicted as background, so none is judged.
-    rules = {"labelled_pixels_only": "foreground" not in model.representation.channels}
+    labelled_only = "foreground" not in model.representation.channels
     columns = f"{'objects':>8}{'annotated':>11}{'seconds':>9}{'SA50':>8}{'mSA':>8}{'ceiling':>9}"
     print(f"{'image':<16}{columns}")
     rows = []
@@ -96,8 +96,8 @@ def score(model: TrainedModel, images: list[Sample], output: Path) -> float:
         labels = vimunet.segment(image, model)
         seconds = time.perf_counter() - started
         perfect = model.representation.decode(model.representation.encode(annotated))
-        scores = evaluate(labels, annotated, **rules)
-        ceiling = mean_segmentation_accuracy(perfect, annotated, **rules)
+        scores = evaluate(labels, annotated, labelled_pixels_only=labelled_only)
+        ceiling = mean_segmentation_accuracy(perfect, annotated, labelled_pixels_only=labelled_only)
         rows.append((scores["SA50"], scores["mSA"], ceiling))
         print(
             f"{sample.name:<16}{labels.max():>8}{len(np.unique(annotated)) - 1:>11}{seconds:>9.2f}"
