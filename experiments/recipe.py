@@ -20,6 +20,23 @@ from vimunet.training import TrainConfig, train
 
 Split = Callable[[Path, Literal["train", "val", "test"]], list[Sample]]
 
+SHIPPED = {
+    "model": "vim_n",
+    "batch_size": 4,
+    "crop_size": 256,
+    "lr": 1e-3,
+    "optimizer": "adamw",
+    "weight_decay": 1e-2,
+    "schedule": "cosine",
+    "precision": "bf16",
+    "rotations": True,
+    "augment": True,
+    "validation_interval": 500,
+    "val_images": 60,
+    "stand_in": None,
+}
+"""Settings of the models that ship with the package."""
+
 
 def parser(description: str, stand_in: bool = True) -> argparse.ArgumentParser:
     """Make the command line; the caller adds what is special to its data.
@@ -79,6 +96,14 @@ def parser(description: str, stand_in: bool = True) -> argparse.ArgumentParser:
     )
     flags.add_argument(
         "--augment", action="store_true", help="other scales, contrasts, noise, blur"
+    )
+    flags.add_argument(
+        "--zoom",
+        type=float,
+        nargs=2,
+        default=TrainConfig.zoom,
+        metavar=("LOW", "HIGH"),
+        help="smallest and largest scale of --augment",
     )
     flags.add_argument("--resume", action="store_true", help="continue the run in --output")
     return flags
@@ -143,6 +168,7 @@ def run(
         rotations=options.rotations,
         free_rotation=options.free_rotation,
         augment=options.augment,
+        zoom=tuple(options.zoom),
         resume=options.resume,
         min_objects=min_objects,
         training_data=training_data,
