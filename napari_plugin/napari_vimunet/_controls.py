@@ -103,7 +103,7 @@ class LayerChoice(QObject):
 
     def _refresh(self, event: Any = None) -> None:
         before = self.layer
-        layers = [layer for layer in self._viewer.layers if isinstance(layer, self._kind)]
+        layers: list[Any] = [x for x in self._viewer.layers if isinstance(x, self._kind)]
         new = [layer for layer in layers if layer not in self._layers]
         for layer in new:
             layer.events.name.connect(self._rename)

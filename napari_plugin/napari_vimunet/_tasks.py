@@ -11,7 +11,7 @@ from napari.utils.notifications import show_error
 from qtpy.QtCore import QCoreApplication, QObject, Signal
 from qtpy.QtWidgets import QHBoxLayout, QLabel, QProgressBar, QPushButton, QVBoxLayout, QWidget
 
-from napari_vimunet.segmentation import Cancelled
+from napari_vimunet.segmentation import CancelledError
 
 _logger = logging.getLogger(__name__)
 
@@ -58,7 +58,8 @@ class Task(QObject):
     `stopped` is the last of them.
 
     Args:
-        function: Called with this task. It looks at `stop` now and then, or raises `Cancelled`.
+        function: Called with this task. It looks at `stop` now and then; it may
+            raise `CancelledError`.
     """
 
     progressed = Signal(object)
@@ -91,7 +92,7 @@ class Task(QObject):
     def _run(self) -> None:
         try:
             result = self._function(self)
-        except Cancelled:
+        except CancelledError:
             self._emit(self.stopped)
         except BaseException as error:  # whatever it is, the user must know
             self._emit(self.failed, error)
@@ -125,6 +126,7 @@ class TaskPanel(QWidget):
         self._title = ""
         self._started = 0.0
         self._calls: tuple[Any, Any, Any] = (None, None, None)
+        self._keeps = False
         self.text = QLabel(title)
         self.text.setWordWrap(True)
         self.bar = QProgressBar()
@@ -147,6 +149,11 @@ class TaskPanel(QWidget):
         """Whether a task runs, or is about to end."""
         return self._task is not None
 
+    @property
+    def _wanted(self) -> bool:
+        """Whether what the task gives is still wanted."""
+        return self._task is not None and (self._keeps or not self._task.stop.is_set())
+
     def run(
         self,
         title: str,
@@ -154,6 +161,7 @@ class TaskPanel(QWidget):
         done: Callable[[Any], None],
         arrived: Callable[[Any], None] | None = None,
         ended: Callable[[], None] | None = None,
+        keep: bool = False,
     ) -> Task:
         """Start a task.
 
@@ -163,6 +171,7 @@ class TaskPanel(QWidget):
             done: Called with the result, unless it failed or was cancelled.
             arrived: Called with each part that the task hands over, unless it was cancelled.
             ended: Called at the end in any case.
+            keep: Take the result of a task that was told to stop, too: it ends early, but well.
 
         Raises:
             ValueError: If another task runs.
@@ -171,7 +180,7 @@ class TaskPanel(QWidget):
             raise ValueError(f"Another task is running ({self.text.text()}). Wait, or cancel it.")
         task = Task(function)
         self._task, self._started = task, time.monotonic()
-        self._title, self._calls = title, (done, arrived, ended)
+        self._title, self._calls, self._keeps = title, (done, arrived, ended), keep
         # Methods of this widget, not functions: Qt then calls them in the thread of the viewer.
         task.progressed.connect(self._show)
         task.arrived.connect(self._take_part)
@@ -198,6 +207,11 @@ class TaskPanel(QWidget):
         if not self.running:
             self.text.setText(text)
 
+    def show_text(self, text: str) -> None:
+        """Say what the running task does."""
+        if self._task is not None and not self._task.stop.is_set():
+            self.text.setText(text)
+
     def _show(self, progress: Progress) -> None:
         if self._task is None or self._task.stop.is_set():
             return
@@ -211,12 +225,12 @@ class TaskPanel(QWidget):
         self.text.setText(text)
 
     def _take_part(self, part: Any) -> None:
-        if self._task is not None and not self._task.stop.is_set():
+        if self._wanted:
             self._call(self._calls[1], part)
 
     def _finish(self, result: Any) -> None:
-        task, (done, _, _) = self._task, self._calls
-        if task is None or task.stop.is_set():
+        done = self._calls[0]
+        if not self._wanted:
             self._end("Cancelled")
             return
         self._end(f"{self._title}: {show_seconds(time.monotonic() - self._started)}")

@@ -104,7 +104,7 @@ class Plane:
         self._fill: float | None = None
         self.before_read: Callable[[], None] | None = None
         rows, columns = box
-        size = (rows.stop - rows.start, columns.stop - columns.start)
+        size: tuple[int, ...] = (rows.stop - rows.start, columns.stop - columns.start)
         if planes.rgb:
             size += (planes.data.shape[-1],)
         elif planes.channel_axis is not None and planes.channel == "all":

@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 import vimunet
-
 from napari_vimunet.planes import Plane
 
 if TYPE_CHECKING:
@@ -17,7 +16,7 @@ if TYPE_CHECKING:
     from vimunet.representation import Representation
 
 
-class Cancelled(Exception):
+class CancelledError(Exception):
     """The user does not want the result any more."""
 
 
@@ -76,7 +75,7 @@ def predict_plane(
         The maps.
 
     Raises:
-        Cancelled: If `stop` was set.
+        CancelledError: If `stop` was set.
         ValueError: See `vimunet.predict`.
         TypeError: See `vimunet.predict`.
     """
@@ -96,7 +95,7 @@ def predict_plane(
 
 @contextmanager
 def interruptible(network: Any, stop: threading.Event) -> Iterator[Callable[[], None]]:
-    """Let any call of `network` end with `Cancelled` as soon as `stop` is set.
+    """Let any call of `network` end with `CancelledError` as soon as `stop` is set.
 
     One call may take minutes on a slow machine; its layers take fractions of a second. Gives the
     function that raises, for what is done besides.
@@ -104,7 +103,7 @@ def interruptible(network: Any, stop: threading.Event) -> Iterator[Callable[[], 
 
     def check(*_: object) -> None:
         if stop.is_set():
-            raise Cancelled
+            raise CancelledError
 
     check()
     hooks = [module.register_forward_pre_hook(check) for module in network.modules()]

@@ -7,7 +7,7 @@ ones, which it never replaces. Maps are kept in a `MapCache` of limited size.
 
 import hashlib
 from collections import OrderedDict
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from weakref import WeakKeyDictionary
@@ -46,6 +46,10 @@ class PlaneState:
     objects: int
     touched: bool = False
 
+    def emptied(self, labels: np.ndarray) -> "PlaneState":
+        """Describe the same plane without objects; `labels` are its zeros."""
+        return replace(self, digest=_digest(labels), objects=0, touched=False)
+
 
 @dataclass(eq=False)
 class Segmentation:
@@ -66,6 +70,11 @@ class Segmentation:
     model: "TrainedModel"
     options: PredictionOptions
     states: dict[Index, PlaneState] = field(default_factory=dict)
+
+    @property
+    def name(self) -> str:
+        """Name of the model for people."""
+        return Path(self.model_name).stem
 
     @property
     def labels_shape(self) -> tuple[int, ...]:
@@ -115,9 +124,7 @@ class Segmentation:
             objects = highest
             labels = np.where(labels > 0, labels + (first - 1), 0)
         data[index] = labels
-        self.states[index] = PlaneState(
-            representation, _digest(data[index]), first, count, objects
-        )
+        self.states[index] = PlaneState(representation, _digest(data[index]), first, count, objects)
 
     def _reserve(self, index: Index, count: int) -> tuple[int, int]:
         """Find numbers for `count` objects that no other plane has."""
@@ -171,16 +178,28 @@ class MapCache:
 
 
 class Session:
-    """The results and models of one open plugin."""
+    """The results and models of one open plugin.
+
+    Attributes:
+        maps: The maps of the results.
+        tuned: Thresholds that the user set, for each model by its name as it was chosen.
+    """
 
     def __init__(self) -> None:
         self.maps = MapCache()
+        self.tuned: dict[str, Representation] = {}
         self._of_layer: WeakKeyDictionary[Any, Segmentation] = WeakKeyDictionary()
         self._loaded: dict[str, tuple[tuple[int, int], TrainedModel]] = {}
 
     def segmentation(self, layer: Any) -> Segmentation | None:
         """Tell where the labels of a layer come from; None if not from this plugin."""
         return None if layer is None else self._of_layer.get(layer)
+
+    def source(self, layer: Any) -> Segmentation:
+        """Tell where the labels of a layer of this plugin come from."""
+        segmentation = self._of_layer.get(layer)
+        assert segmentation is not None, f"{layer} was not made by this plugin"
+        return segmentation
 
     def remember(self, layer: Any, segmentation: Segmentation) -> None:
         """Connect a Labels layer with where its labels come from."""
@@ -191,6 +210,10 @@ class Session:
         segmentation = self._of_layer.pop(layer, None)
         if segmentation is not None:
             self.maps.forget(segmentation)
+
+    def thresholds(self, segmentation: Segmentation) -> "Representation":
+        """Give the thresholds to use now: those the user set last, or else the model's."""
+        return self.tuned.get(segmentation.model_name, segmentation.model.representation)
 
     def load_model(self, choice: str) -> "TrainedModel":
         """Load an embedded model by its name, or a file by its path.
@@ -214,4 +237,4 @@ class Session:
 
 
 def _digest(labels: np.ndarray) -> bytes:
-    return hashlib.blake2b(np.ascontiguousarray(labels), digest_size=16).digest()
+    return hashlib.blake2b(np.ascontiguousarray(labels).data, digest_size=16).digest()
