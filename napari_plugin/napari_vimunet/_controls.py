@@ -24,6 +24,15 @@ def guarded(function: Callable[..., Any]) -> Callable[..., Any]:
     return run
 
 
+def connect(owner: QObject, event: Any, method: Callable[..., Any]) -> None:
+    """Connect a method of `owner` with an event of napari for as long as Qt keeps `owner`.
+
+    napari would call it later too: the dock may be closed and the viewer live on.
+    """
+    event.connect(method)
+    owner.destroyed.connect(lambda *_: event.disconnect(method))
+
+
 def button(text: str, clicked: Callable[[], Any], tip: str) -> QPushButton:
     """Make a button whose errors become notifications."""
     made = QPushButton(text)
@@ -66,6 +75,7 @@ class LayerChoice(QObject):
     """A list (`box`) of the layers of one kind in the viewer; the newest is chosen by itself.
 
     Args:
+        owner: Widget with which this ends.
         viewer: The viewer.
         kind: Class of the layers.
         tip: What the layer is for.
@@ -75,8 +85,8 @@ class LayerChoice(QObject):
 
     changed = Signal()
 
-    def __init__(self, viewer: Any, kind: type, tip: str, empty: str | None = None):
-        super().__init__()
+    def __init__(self, owner: QObject, viewer: Any, kind: type, tip: str, empty: str | None = None):
+        super().__init__(owner)
         self.box = choice(tip)
         self._viewer = viewer
         self._kind = kind
@@ -88,7 +98,7 @@ class LayerChoice(QObject):
             viewer.layers.events.removed,
             viewer.layers.events.reordered,
         ):
-            event.connect(self._refresh)
+            connect(self, event, self._refresh)
         self._refresh()
 
     @property
@@ -106,7 +116,7 @@ class LayerChoice(QObject):
         layers: list[Any] = [x for x in self._viewer.layers if isinstance(x, self._kind)]
         new = [layer for layer in layers if layer not in self._layers]
         for layer in new:
-            layer.events.name.connect(self._rename)
+            connect(self, layer.events.name, self._rename)
         self._layers = layers
         chosen = before if before in layers else None
         if self._empty is None and layers:

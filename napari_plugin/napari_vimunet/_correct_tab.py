@@ -9,8 +9,8 @@ from qtpy.QtWidgets import QGridLayout, QHBoxLayout, QPushButton, QVBoxLayout, Q
 from skimage.draw import polygon as draw_polygon
 
 from napari_vimunet import correction
-from napari_vimunet._controls import button, guarded, note
-from napari_vimunet.layers import shown_position
+from napari_vimunet._controls import button, connect, guarded, note
+from napari_vimunet.layers import camera, shown_position
 from napari_vimunet.planes import Index
 
 
@@ -90,7 +90,7 @@ class CorrectTab(QWidget):
         host.labels.changed.connect(self.stop_tool)
         host.labels.changed.connect(self.show_count)
         host.refreshed.connect(self.show_count)
-        host.viewer.layers.events.removed.connect(self._forget)
+        connect(self, host.viewer.layers.events.removed, self._forget)
         self._show_tool()
 
     def showEvent(self, event: Any) -> None:  # noqa: N802 (Qt's name)
@@ -206,7 +206,7 @@ class CorrectTab(QWidget):
             self._stroke.add(
                 [np.array([*points, points[0]] if closed else points)],
                 shape_type="path",
-                edge_width=2.5 / self._host.viewer.camera.zoom,
+                edge_width=2.5 / camera(self._host.viewer).zoom,
             )
 
     @guarded

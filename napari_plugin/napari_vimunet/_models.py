@@ -22,8 +22,8 @@ class ModelChoice(QObject):
     changed = Signal()
     ready = Signal(object)
 
-    def __init__(self) -> None:
-        super().__init__()
+    def __init__(self, owner: QObject):
+        super().__init__(owner)
         self.box = choice("Model: one that comes with vimunet, or a file")
         self.box.addItem("loading PyTorch…")
         self.box.setEnabled(False)
@@ -33,7 +33,7 @@ class ModelChoice(QObject):
         self._files: list[str] = []
         self._loading = Task(_what_there_is)
         self._loading.done.connect(self._fill)
-        self._loading.failed.connect(show_problem)
+        self._loading.failed.connect(self._fail)
         self._loading.start()
 
     @property
@@ -82,6 +82,9 @@ class ModelChoice(QObject):
         self.changed.emit()
         self._warming = Task(_warm_up)
         self._warming.start()
+
+    def _fail(self, error: BaseException) -> None:
+        show_problem(error)
 
     @property
     def purpose(self) -> str:

@@ -191,9 +191,7 @@ class TrainTab(QWidget):
 
             task.report(0, 0, "Loading the model")
             model = host.session.load_model(choice)
-            return retrain(
-                model, folder, folder.parent / "models", minutes=minutes, progress=show
-            )
+            return retrain(model, folder, folder.parent / "models", minutes=minutes, progress=show)
 
         self.tasks.run("Training", work, self._finish, self._show_step, keep=True)
 

@@ -12,13 +12,14 @@ from napari.utils.notifications import show_info
 from qtpy.QtCore import QEvent, Signal
 from qtpy.QtWidgets import QHBoxLayout, QMainWindow, QTabWidget, QVBoxLayout, QWidget
 
-from napari_vimunet._controls import LayerChoice, form, guarded
+from napari_vimunet._controls import LayerChoice, connect, form, guarded
 from napari_vimunet._correct_tab import CorrectTab
 from napari_vimunet._models import ModelChoice
 from napari_vimunet._segment_tab import SegmentTab
 from napari_vimunet._tasks import TaskPanel, show_problem
+from napari_vimunet._train_tab import TrainTab
 from napari_vimunet._tune_tab import TuneTab
-from napari_vimunet.layers import place_of_labels, same_place, shown_position, visible_box
+from napari_vimunet.layers import camera, place_of_labels, same_place, shown_position, visible_box
 from napari_vimunet.planes import Box, Index, Planes
 from napari_vimunet.segmentation import PlaneMaps
 from napari_vimunet.session import Segmentation, Session
@@ -44,9 +45,9 @@ class VimunetWidget(QWidget):
         # napari gives plugins a proxy; its layers would be new objects at each look.
         self.viewer: Any = getattr(napari_viewer, "__wrapped__", napari_viewer)
         self.session = Session()
-        self.images = LayerChoice(self.viewer, Image, "Image to work on")
-        self.labels = LayerChoice(self.viewer, Labels, "Labels to tune, correct and measure")
-        self.models = ModelChoice()
+        self.images = LayerChoice(self, self.viewer, Image, "Image to work on")
+        self.labels = LayerChoice(self, self.viewer, Labels, "Labels to tune, correct and measure")
+        self.models = ModelChoice(self)
         self.tasks = TaskPanel()
         self._watched: Any = None
 
@@ -62,7 +63,8 @@ class VimunetWidget(QWidget):
         self.segment = SegmentTab(self)
         self.tune = TuneTab(self)
         self.correct = CorrectTab(self)
-        for name in ("Segment", "Tune", "Correct"):
+        self.train = TrainTab(self)
+        for name in ("Segment", "Tune", "Correct", "Train"):
             self.tabs.addTab(getattr(self, name.lower()), name)
         layout = QVBoxLayout(self)
         layout.setContentsMargins(8, 8, 8, 8)
@@ -74,9 +76,9 @@ class VimunetWidget(QWidget):
         self.setAcceptDrops(True)
 
         self.tabs.currentChanged.connect(lambda _: self.correct.stop_tool())
-        self.viewer.dims.events.current_step.connect(self._show_plane)
-        self.viewer.layers.events.inserted.connect(self._watch_edits)
-        self.viewer.layers.events.removed.connect(self._forget)
+        connect(self, self.viewer.dims.events.current_step, self._show_plane)
+        connect(self, self.viewer.layers.events.inserted, self._watch_edits)
+        connect(self, self.viewer.layers.events.removed, self._forget)
         for layer in self.viewer.layers:
             self._connect_edits(layer)
 
@@ -104,9 +106,9 @@ class VimunetWidget(QWidget):
         """Tell which part of a plane the window shows."""
         window: Any = self.window()
         canvas: Any = window.centralWidget() if isinstance(window, QMainWindow) else window
-        zoom = self.viewer.camera.zoom
-        size = (canvas.height() / zoom, canvas.width() / zoom)
-        return visible_box(layer, shape, self.viewer.camera.center, size)
+        view = camera(self.viewer)
+        size = (canvas.height() / view.zoom, canvas.width() / view.zoom)
+        return visible_box(layer, shape, view.center, size)
 
     def layer_for(self, image: Any, segmentation: Segmentation, indices: list[Index]) -> Any:
         """Find the Labels layer for a result, or make one.
@@ -201,7 +203,7 @@ class VimunetWidget(QWidget):
 
     def _connect_edits(self, layer: Any) -> None:
         if isinstance(layer, Labels):
-            layer.events.paint.connect(self._mark_edited)
+            connect(self, layer.events.paint, self._mark_edited)
 
     def _mark_edited(self, event: Any) -> None:
         """Remember that a plane was edited, so that nothing replaces it, even after an undo."""

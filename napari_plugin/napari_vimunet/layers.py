@@ -11,6 +11,11 @@ from napari_vimunet.planes import Box
 from napari_vimunet.session import Segmentation
 
 
+def camera(viewer: Any) -> Any:
+    """Give the camera of a viewer, which has moved in napari 0.9."""
+    return viewer.scene.camera if hasattr(viewer, "scene") else viewer.camera
+
+
 def full_resolution(layer: Any) -> Any:
     """Give the data of an image layer; of a pyramid, its largest level."""
     return layer.data[0] if layer.multiscale else layer.data
