@@ -6,7 +6,7 @@ RUN = $(VENV)/bin/python
 READY = $(VENV)/.ready
 BENCH = .venv-bench
 PEERS = torch-em==0.10.9 mambapy==1.2.0
-BENCHMARKS = start scan networks road training_step growth
+BENCHMARKS = start scan networks models road training_step growth
 
 .PHONY: demo test lint slow triton bench bench-quick bench-ready clean
 
@@ -39,8 +39,8 @@ bench: bench-ready
 bench-quick: bench-ready
 	for name in $(BENCHMARKS); do \
 	  $(BENCH)/bin/python -m benchmarks.$$name --quick --repeats 2 --output build/bench || exit 1; done
-	cp docs/performance.md build/bench
-	$(BENCH)/bin/python -m benchmarks.report --results build/bench --document build/bench/performance.md
+	cp docs/performance.md docs/models.md build/bench
+	$(BENCH)/bin/python -m benchmarks.report --results build/bench --docs build/bench
 
 # With other people's code to measure against: torch-em without its dependencies (benchmarks/peers.py).
 bench-ready:

@@ -12,6 +12,7 @@ from typing import Literal
 import torch
 
 from vimunet.bridges import load_pretrained
+from vimunet.checkpoint import load_model
 from vimunet.cli import _model_options
 from vimunet.data import Sample
 from vimunet.models import MODELS, build_model
@@ -65,6 +66,11 @@ def parser(description: str, stand_in: bool = True) -> argparse.ArgumentParser:
         type=Path,
         help="published weights to start from: Vision Mamba's for vim_*, VMamba's for vmunet, "
         "Segment Anything's for unetr_*",
+    )
+    flags.add_argument(
+        "--start",
+        type=Path,
+        help="model file with the same network and the same maps to go on from",
     )
     data = flags.add_mutually_exclusive_group(required=True)
     data.add_argument("--data", type=Path, help="folder with the original data set")
@@ -149,6 +155,14 @@ def run(
     network = build_model(options.model, in_channels, len(representation.channels), **model_options)
     if options.pretrained is not None:
         print(load_pretrained(network, options.pretrained))
+    if options.start is not None:
+        start = load_model(options.start)
+        if start.representation.channels != representation.channels:
+            raise ValueError(
+                f"`--start` must be a model of {', '.join(representation.channels)}, got "
+                f"{', '.join(start.representation.channels)}."
+            )
+        network.load_state_dict(start.network.state_dict())
     config = TrainConfig(
         output=options.output,
         iterations=options.iterations,

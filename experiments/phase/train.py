@@ -19,7 +19,7 @@ from vimunet.representation import Distances
 
 def main() -> None:
     flags = recipe.parser("Train the model for cells in phase contrast.", stand_in=False)
-    flags.set_defaults(**recipe.SHIPPED, iterations=5000)
+    flags.set_defaults(**recipe.SHIPPED, iterations=4000)
     options = flags.parse_args()
     best = recipe.run(
         options,
