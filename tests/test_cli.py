@@ -232,6 +232,8 @@ def test_train_segment_evaluate_tune(pairs, capsys):
     best = pairs / "run" / "best.safetensors"
     model = load_model(best)
     assert isinstance(model.representation, Distances)
+    with_thresholds = load_model(pairs / "run" / "tuned.safetensors")
+    assert len(with_thresholds.info["tuned"]["images"]) == 1
     assert model.network.config["model_args"]["features"] == 4
 
     tuned = pairs / "tuned.safetensors"

@@ -343,6 +343,7 @@ def train(options: argparse.Namespace) -> int:
     """Train a network on a folder of images with labels."""
     import torch
 
+    from vimunet.checkpoint import load_model
     from vimunet.data.folder import find_pairs
     from vimunet.models import MODELS, build_model
     from vimunet.training import TrainConfig
@@ -392,7 +393,11 @@ def train(options: argparse.Namespace) -> int:
         given["licence"] = start.info.get("licence", "")
     config = TrainConfig(training_data=training_data, **given)
     best = run_training(network, representation, samples, validation, config)
-    print(f"Best model: {best}")
+    print(f"Best model: {best}\nIts thresholds, chosen on the validation images:")
+    # Without a foreground map no pixel is predicted as background, so none is judged.
+    whole = not representation.labels_are_classes and "foreground" not in representation.channels
+    tuned = best.with_name("tuned.safetensors")
+    _tune(load_model(best), validation, tuned, whole, device=getattr(options, "device", "auto"))
     return 0
 
 
@@ -476,14 +481,9 @@ def _representation(name: str, num_classes: int | None = None) -> "Representatio
 
 def tune(options: argparse.Namespace) -> int:
     """Choose thresholds on images with labels and store them in a model file."""
-    from tqdm import tqdm
-
-    from vimunet.checkpoint import load_model, save_model
+    from vimunet.checkpoint import load_model
     from vimunet.data.folder import find_pairs
-    from vimunet.evaluation import tune_thresholds
-    from vimunet.prediction import choose_device, predict
-    from vimunet.representation import Semantic
-    from vimunet.semantic_evaluation import tune_threshold
+    from vimunet.prediction import choose_device
 
     if (options.output is None) != options.in_place:
         raise ValueError("Give either --output FILE or --in-place, to say where the model goes.")
@@ -501,10 +501,31 @@ def tune(options: argparse.Namespace) -> int:
         masks=classes,
     )
     model.network.to(choose_device(options.device))
+    path = options.model if options.in_place else options.output
+    _tune(model, samples, path, options.labelled_pixels_only, **_prediction_options(options))
+    return 0
+
+
+def _tune(
+    model: "TrainedModel",
+    samples: Sequence["Sample"],
+    path: Path,
+    labelled_pixels_only: bool,
+    **prediction_options: Any,
+) -> None:
+    """Choose thresholds, print them and write the model with them."""
+    from tqdm import tqdm
+
+    from vimunet.checkpoint import save_model
+    from vimunet.evaluation import tune_thresholds
+    from vimunet.prediction import predict
+    from vimunet.representation import Semantic
+    from vimunet.semantic_evaluation import tune_threshold
+
     maps, labels = [], []
     for sample in tqdm(samples, unit="image", disable=None):
         image, annotated = sample.read()
-        maps.append(predict(image, model, **_prediction_options(options)))
+        maps.append(predict(image, model, **prediction_options))
         labels.append(annotated)
     tuned: Representation
     if isinstance(model.representation, Semantic):
@@ -513,10 +534,7 @@ def tune(options: argparse.Namespace) -> int:
     else:
         measure = "mSA"
         tuned, score, table = tune_thresholds(
-            model.representation,
-            maps,
-            labels,
-            labelled_pixels_only=options.labelled_pixels_only,
+            model.representation, maps, labels, labelled_pixels_only=labelled_pixels_only
         )
     before = table[0][measure]
     print(f"{len(samples)} images, {measure} {before:.4f} before, {score:.4f} after")
@@ -526,12 +544,10 @@ def tune(options: argparse.Namespace) -> int:
         "images": [sample.name for sample in samples],
         f"{measure}_before": before,
         measure: score,
-        "labelled_pixels_only": options.labelled_pixels_only,
+        "labelled_pixels_only": labelled_pixels_only,
     }
-    path = options.model if options.in_place else options.output
     save_model(path, replace(model, representation=tuned, info={**model.info, "tuned": note}))
     print(f"Model with these thresholds: {path}")
-    return 0
 
 
 def evaluate(options: argparse.Namespace) -> int:
