@@ -80,8 +80,6 @@ class ModelChoice(QObject):
         self.box.currentIndexChanged.connect(lambda _: self.changed.emit())
         self.ready.emit(found)
         self.changed.emit()
-        self._warming = Task(_warm_up)
-        self._warming.start()
 
     def _fail(self, error: BaseException) -> None:
         show_problem(error)
@@ -111,8 +109,3 @@ def _what_there_is(task: Task) -> dict[str, Any]:
         "devices": devices,
         "auto": str(vimunet.prediction.choose_device()),
     }
-
-
-def _warm_up(task: Task) -> None:
-    """Load what PyTorch loads at the first call of an operator of ours, which takes seconds."""
-    import torch._dynamo  # noqa: F401

@@ -140,6 +140,11 @@ class SegmentTab(QWidget):
             text = f"auto ({found['auto']})" if device == "auto" else device
             self.device.addItem(text, device)
 
+    @property
+    def device_name(self) -> str:
+        """The chosen device, as PyTorch calls it."""
+        return str(self.device.currentData() or "auto")
+
     def planes(self, layer: Any) -> Planes:
         """Give the planes of an image, with the channel that is chosen."""
         channel = self.channel.currentData()
@@ -173,7 +178,7 @@ class SegmentTab(QWidget):
         options = PredictionOptions(
             self.tile_size.value() or None,
             self.halo.value(),
-            self.device.currentData() or "auto",
+            self.device_name,
             self.precision.currentText(),
         )
         run = _Run(host, layer, planes, box, choice, options, indices)

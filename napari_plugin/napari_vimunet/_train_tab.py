@@ -1,5 +1,6 @@
 """Train: corrected images are collected in a folder, and the model learns from them."""
 
+import math
 from pathlib import Path
 from typing import Any
 
@@ -178,7 +179,7 @@ class TrainTab(QWidget):
         """Start the training."""
         host = self._host
         choice = host.models.choice
-        folder, minutes = self.set_folder, self.minutes.value()
+        folder, minutes, device = self.set_folder, self.minutes.value(), host.segment.device_name
         self.plot.clear()
         self.result.setText("")
 
@@ -202,7 +203,7 @@ class TrainTab(QWidget):
             "after": "Scoring what was learned",
         }
         text = texts[step.phase]
-        if step.seconds_left is not None and step.phase == "training":
+        if step.phase == "training":
             text += f", {show_seconds(step.seconds_left)} left"
             total = step.seconds + step.seconds_left
             self.tasks.bar.setRange(0, max(round(total), 1))
@@ -218,11 +219,10 @@ class TrainTab(QWidget):
     def _show_preview(self, crops: list[Any]) -> None:
         """Show pieces as drawn by the user (above) and as found (below)."""
         columns = []
-        for image, truth, found in crops[:3]:
-            pictures = [draw_overlay(image, labels) for labels in (truth, found)]
+        for crop in crops[:3]:
+            pictures = [draw_overlay(crop.image, labels) for labels in (crop.labels, crop.found)]
             columns.append(np.concatenate(pictures))
-        height = min(column.shape[0] for column in columns)
-        picture = np.ascontiguousarray(np.concatenate([c[:height] for c in columns], axis=1))
+        picture = np.ascontiguousarray(np.concatenate(columns, axis=1))
         rows, width = picture.shape[:2]
         image = QImage(picture.data, width, rows, 3 * width, QImage.Format.Format_RGB888)
         self.preview.setPixmap(
@@ -237,7 +237,12 @@ class TrainTab(QWidget):
         self._host.models.add_file(found.path)
         kind = "not used for the training" if found.held_out else "which it was trained on"
         names = ", ".join(found.scored_on)
-        self.result.setText(
-            f"<b>{found.path.stem}</b> is chosen above now.<br>mSA on {names} ({kind}): "
-            f"<b>{found.before:.2f}</b> before, <b>{found.after:.2f}</b> after."
-        )
+        text = f"<b>{found.path.stem}</b> is chosen above now. "
+        if math.isnan(found.before) or math.isnan(found.after):
+            text += "It was stopped before it was scored."
+        else:
+            text += (
+                f"mSA on {names} ({kind}): <b>{found.before:.2f}</b> before, "
+                f"<b>{found.after:.2f}</b> after."
+            )
+        self.result.setText(text)
