@@ -925,9 +925,88 @@ def test_stopped_training_keeps_what_was_learned(viewer, widget, train, cells, s
     train.tasks.cancel_button.click()
     qtbot.waitUntil(lambda: not train.tasks.running, timeout=WAIT)
     assert time.perf_counter() - start < 5
-    assert "stopped before it was scored" in train.result.text()
+    assert "is chosen above now" in train.result.text()
     vimunet.load_model(widget.models.choice)
     assert widget.models.choice.endswith(".safetensors")
+
+
+# Measure
+
+
+def test_table_is_linked_with_the_viewer(viewer, widget, drawn, qtbot, tmp_path, monkeypatch):
+    viewer.add_image(np.full((60, 80), 7, np.uint8), scale=(2, 2), translate=(100, 50))
+    widget.labels.choose(drawn)
+    drawn.units = "um"
+    measure = widget.measure
+    widget.tabs.setCurrentWidget(measure)
+    measure.measure_button.click()
+    finish(widget, qtbot)
+    columns = measure.model.columns
+    assert columns["label"].tolist() == [3, 5, 6, 9]
+    assert columns["area_um2"].tolist() == [800 * 4, 225 * 4, 210 * 4, 60 * 4]
+    assert (columns["mean_intensity"] == 7).all()
+    # A row shows its object.
+    measure.table.selectRow(1)
+    assert drawn.selected_label == 5
+    assert np.allclose(camera(viewer).center[-2:], drawn.data_to_world((47, 17)))
+    # A click on an object shows its row, also when the table is sorted otherwise.
+    measure.table.sortByColumn(1, Qt.SortOrder.DescendingOrder)
+    use_mouse(viewer, drawn, [(3, 75)])
+    (row,) = measure.table.selectionModel().selectedRows()
+    assert row.data() == "9"
+    path = tmp_path / "table"
+    monkeypatch.setattr(
+        "napari_vimunet._measure_tab.QFileDialog.getSaveFileName", lambda *_: (str(path), "")
+    )
+    measure.csv_button.click()
+    text = path.with_suffix(".csv").read_text(encoding="utf-8-sig")
+    assert text.splitlines()[0].split(",")[:2] == ["label", "area_um2"]
+    assert len(text.splitlines()) == 5
+    widget.correct.edit("delete", np.array([(20.0, 20.0)]))
+    assert "edited since" in measure.hint.text()
+    assert not messages()
+
+
+def test_measures_and_scores_all_slices(viewer, widget, drawn, qtbot):
+    labels = np.stack([drawn.data, np.where(drawn.data == 9, 0, drawn.data)])
+    truth = viewer.add_labels(np.stack([drawn.data, drawn.data]), name="truth")
+    layer = viewer.add_labels(labels, name="found")
+    assert widget.labels.layer is layer
+    measure = widget.measure
+    measure.slices.setCurrentIndex(1)
+    measure.measure_button.click()
+    finish(widget, qtbot)
+    assert measure.model.columns["slice"].tolist() == [0, 0, 0, 0, 1, 1, 1]
+    measure.table.selectRow(6)
+    assert viewer.dims.current_step[0] == 1
+    measure.score_button.click()
+    assert any("must be chosen as truth" in message for message in messages())
+    measure.truth.choose(truth)
+    measure.score_button.click()
+    assert "7 found, 1 missed, 0 too many" in measure.result.text()
+
+
+def test_labels_saved_and_opened_again(viewer, widget, cells, segment, tmp_path, monkeypatch):
+    viewer.add_image(cells, name="cells", scale=(0.5, 0.25), translate=(3, 4), units="um")
+    layer = segment()
+    path = tmp_path / "cells_labels.tif"
+    monkeypatch.setattr(
+        "napari_vimunet._measure_tab.QFileDialog.getSaveFileName", lambda *_: (str(path), "")
+    )
+    widget.measure.save_button.click()
+    (again,) = viewer.open(path, plugin="vimunet")
+    assert again.name == "cells"
+    assert np.array_equal(again.data, layer.data)
+    assert np.allclose(again.scale, layer.scale)
+    assert np.allclose(again.translate, layer.translate)
+    assert again.units == layer.units
+    with tifffile.TiffFile(path) as file:
+        width, unit = file.pages[0].tags["XResolution"].value, file.pages[0].tags["ResolutionUnit"]
+    assert width[0] / width[1] == pytest.approx(1e4 / 0.25)
+    assert unit.value == 3
+    # napari's own File > Save uses the same writer.
+    other = tmp_path / "other_labels.tif"
+    assert viewer.layers.save(str(other), plugin="vimunet") == [str(other)] or other.exists()
 
 
 # Tasks

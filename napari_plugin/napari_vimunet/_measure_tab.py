@@ -5,7 +5,7 @@ from typing import Any
 
 import numpy as np
 from napari.layers import Labels
-from qtpy.QtCore import QAbstractTableModel, QModelIndex, QSortFilterProxyModel, Qt
+from qtpy.QtCore import QAbstractTableModel, QSortFilterProxyModel, Qt
 from qtpy.QtWidgets import (
     QAbstractItemView,
     QFileDialog,
@@ -21,6 +21,7 @@ from napari_vimunet._writer import FILTERS, save_labels
 from napari_vimunet.layers import camera, part_of, shown_position
 from napari_vimunet.measurement import measure, score, write_csv
 from napari_vimunet.planes import Planes
+from napari_vimunet.segmentation import CancelledError
 
 _ROLE_OF_VALUE = Qt.ItemDataRole.UserRole
 
@@ -32,8 +33,8 @@ class TableModel(QAbstractTableModel):
         columns: Name -> (n,) values.
     """
 
-    def __init__(self) -> None:
-        super().__init__()
+    def __init__(self, owner: QWidget):
+        super().__init__(owner)
         self.columns: dict[str, np.ndarray] = {}
         self._names: list[str] = []
 
@@ -80,8 +81,8 @@ class MeasureTab(QWidget):
             "Measure", self.measure, "Area, position, shape and intensity of each object"
         )
         self.csv_button = button("Save table…", self.save_table, "Save the table as CSV")
-        self.model = TableModel()
-        self._sorted = QSortFilterProxyModel()
+        self.model = TableModel(self)
+        self._sorted = QSortFilterProxyModel(self)
         self._sorted.setSourceModel(self.model)
         self._sorted.setSortRole(_ROLE_OF_VALUE)
         self.table = QTableView()
@@ -211,7 +212,7 @@ class MeasureTab(QWidget):
             for number, index in enumerate(indices):
                 task.report(number, len(indices), f"slice {number + 1} of {len(indices)}")
                 if task.stop.is_set():
-                    return {}
+                    raise CancelledError
                 labels = np.asarray(layer.data[index])
                 pixels = None
                 if planes is not None and box is not None:

@@ -3,8 +3,8 @@
 from typing import Any
 
 import numpy as np
-from qtpy.QtWidgets import QSpinBox, QVBoxLayout, QWidget
-from superqt import QCollapsible
+from qtpy.QtCore import Qt
+from qtpy.QtWidgets import QSpinBox, QToolButton, QVBoxLayout, QWidget
 
 from napari_vimunet._controls import button, choice, form, guarded, note
 from napari_vimunet._tasks import Task
@@ -69,8 +69,16 @@ class SegmentTab(QWidget):
             ("Halo", self.halo),
         ):
             rows.addRow(name, control)
-        self.advanced = QCollapsible("Advanced")
-        self.advanced.addWidget(details)
+        self.advanced = QToolButton()
+        self.advanced.setText("Advanced")
+        self.advanced.setToolButtonStyle(Qt.ToolButtonStyle.ToolButtonTextBesideIcon)
+        self.advanced.setArrowType(Qt.ArrowType.RightArrow)
+        self.advanced.setCheckable(True)
+        self.advanced.setAutoRaise(True)
+        self.advanced.setStyleSheet("QToolButton { background: transparent; border: none; }")
+        self.advanced.toggled.connect(self._show_details)
+        self.details = details
+        details.hide()
         self.button = button("Segment", self.segment, "Find the objects of the image")
         self.button.setStyleSheet("font-weight: bold")
         self.button.setMinimumHeight(34)
@@ -84,6 +92,7 @@ class SegmentTab(QWidget):
         layout.addWidget(self.purpose)
         layout.addLayout(self._form)
         layout.addWidget(self.advanced)
+        layout.addWidget(details)
         layout.addWidget(self.button)
         layout.addWidget(self.summary)
         layout.addWidget(self.maps_button)
@@ -97,6 +106,11 @@ class SegmentTab(QWidget):
         host.models.changed.connect(lambda: self.purpose.setText(host.models.purpose))
         self.show_image()
         self.show_summary()
+
+    def _show_details(self, shown: bool) -> None:
+        arrow = Qt.ArrowType.DownArrow if shown else Qt.ArrowType.RightArrow
+        self.advanced.setArrowType(arrow)
+        self.details.setVisible(shown)
 
     @guarded
     def show_image(self) -> None:

@@ -5,7 +5,7 @@ import threading
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 from napari.utils.notifications import show_error
 from qtpy.QtCore import QCoreApplication, QObject, Signal
@@ -62,6 +62,9 @@ class Task(QObject):
             raise `CancelledError`.
     """
 
+    _alive: ClassVar[set["Task"]] = set()
+    """Tasks whose thread has not ended: it must not be the one that destroys them."""
+
     progressed = Signal(object)
     arrived = Signal(object)
     done = Signal(object)
@@ -73,12 +76,15 @@ class Task(QObject):
         self.stop = threading.Event()
         self._function = function
         self._thread = threading.Thread(target=self._run, name="vimunet", daemon=True)
+        for last in (self.done, self.failed, self.stopped):
+            last.connect(self._bury)
 
     def start(self) -> None:
         """Begin; when the application ends, so does the task."""
         application = QCoreApplication.instance()
         if application is not None:
             application.aboutToQuit.connect(self._leave)
+        self._alive.add(self)
         self._thread.start()
 
     def report(self, done: int, total: int, text: str) -> None:
@@ -104,6 +110,10 @@ class Task(QObject):
             signal.emit(*values)
         except RuntimeError:  # napari has ended meanwhile: nobody waits for this any more
             _logger.debug("Task ended after its viewer")
+
+    def _bury(self, _: Any = None) -> None:
+        self._thread.join()  # has nothing left to do
+        self._alive.discard(self)
 
     def _leave(self) -> None:
         self.stop.set()

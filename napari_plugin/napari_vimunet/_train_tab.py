@@ -186,13 +186,19 @@ class TrainTab(QWidget):
         def work(task: Task) -> Any:
             from napari_vimunet.retraining import retrain
 
+            ended: set[str] = set()
+
             def show(step: Any) -> bool:
+                if task.stop.is_set():  # each press of Stop ends one phase
+                    task.stop.clear()
+                    ended.add(step.phase)
                 task.hand_over(step)
-                return task.stop.is_set()
+                return step.phase in ended
 
             task.report(0, 0, "Loading the model")
             model = host.session.load_model(choice)
-            return retrain(model, folder, folder.parent / "models", minutes=minutes, progress=show)
+            models = folder.parent / "models"
+            return retrain(model, folder, models, minutes, progress=show, device=device)
 
         self.tasks.run("Training", work, self._finish, self._show_step, keep=True)
 
@@ -203,6 +209,7 @@ class TrainTab(QWidget):
             "after": "Scoring what was learned",
         }
         text = texts[step.phase]
+        self.tasks.cancel_button.setEnabled(True)
         if step.phase == "training":
             text += f", {show_seconds(step.seconds_left)} left"
             total = step.seconds + step.seconds_left

@@ -14,6 +14,7 @@ from qtpy.QtWidgets import QHBoxLayout, QMainWindow, QTabWidget, QVBoxLayout, QW
 
 from napari_vimunet._controls import LayerChoice, connect, form, guarded
 from napari_vimunet._correct_tab import CorrectTab
+from napari_vimunet._measure_tab import MeasureTab
 from napari_vimunet._models import ModelChoice
 from napari_vimunet._segment_tab import SegmentTab
 from napari_vimunet._tasks import TaskPanel, show_problem
@@ -64,7 +65,8 @@ class VimunetWidget(QWidget):
         self.tune = TuneTab(self)
         self.correct = CorrectTab(self)
         self.train = TrainTab(self)
-        for name in ("Segment", "Tune", "Correct", "Train"):
+        self.measure = MeasureTab(self)
+        for name in ("Segment", "Tune", "Correct", "Train", "Measure"):
             self.tabs.addTab(getattr(self, name.lower()), name)
         layout = QVBoxLayout(self)
         layout.setContentsMargins(8, 8, 8, 8)

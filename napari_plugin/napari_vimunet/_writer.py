@@ -3,11 +3,7 @@
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
-from napari_vimunet.export import write_rois
 from napari_vimunet.label_files import Place, write_label_tiff
-from vimunet.volumes import write_ome_zarr_labels
 
 FILTERS = ("Label TIFF (*.tif)", "OME-Zarr (*.ome.zarr)", "ImageJ ROIs (*.zip)")
 """Kinds of files, as a dialog names them."""
@@ -16,19 +12,6 @@ FILTERS = ("Label TIFF (*.tif)", "OME-Zarr (*.ome.zarr)", "ImageJ ROIs (*.zip)")
 def write_tiff(path: str, data: Any, attributes: dict[str, Any]) -> list[str]:
     """Write a label TIFF; what napari calls to save a layer."""
     write_label_tiff(path, data, _place(data, attributes))
-    return [path]
-
-
-def write_ome_zarr(path: str, data: Any, attributes: dict[str, Any]) -> list[str]:
-    """Write an OME-Zarr; what napari calls to save a layer."""
-    place = _place(data, attributes)
-    write_ome_zarr_labels(path, data, scale=place.scale, units=place.units)
-    return [path]
-
-
-def write_imagej_rois(path: str, data: Any, attributes: dict[str, Any]) -> list[str]:
-    """Write the outlines of the objects for ImageJ; what napari calls to save a layer."""
-    write_rois(path, np.asarray(data))
     return [path]
 
 
@@ -44,8 +27,7 @@ def save_labels(path: str | Path, layer: Any, kind: str = "") -> Path:
         The file.
     """
     path = Path(path)
-    endings = {".tif": write_tiff, ".tiff": write_tiff, ".zarr": write_ome_zarr}
-    endings[".zip"] = write_imagej_rois
+    endings = {".tif": write_tiff, ".tiff": write_tiff}
     if path.suffix.lower() not in endings:
         ending = dict(zip(FILTERS, (".tif", ".ome.zarr", ".zip"), strict=True)).get(kind, ".tif")
         path = path.with_name(path.name + ending)

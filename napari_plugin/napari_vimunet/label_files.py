@@ -53,7 +53,8 @@ class Place(NamedTuple):
     def without(self, dropped: Sequence[int]) -> "Place":
         """Leave out axes."""
         kept = [axis for axis in range(len(self.scale)) if axis not in dropped]
-        return Place(*(tuple(field[axis] for axis in kept) for field in self))
+        fields: Any = (tuple(field[axis] for axis in kept) for field in self)
+        return Place(*fields)
 
 
 def write_label_tiff(path: str | Path, labels: Any, place: Place | None = None) -> None:
