@@ -58,7 +58,7 @@ def main() -> None:
         training_set = TrainingSet(Path(folder) / "corrected")
         for sample in corrected:
             training_set.add(sample.name, *sample.read())
-        started = time.perf_counter()
+        started, cpu_started = time.perf_counter(), time.process_time()
         result = retrain(
             model,
             training_set.folder,
@@ -68,6 +68,7 @@ def main() -> None:
             **options.settings,
         )
         seconds = time.perf_counter() - started
+        cpu_seconds = time.process_time() - cpu_started
         after = scores(vimunet.load_model(result.path))
     record = {
         "before": float(np.mean(list(before.values()))),
@@ -76,6 +77,7 @@ def main() -> None:
         "corrected_after": result.after,
         "iterations": result.iterations,
         "seconds": round(seconds, 1),
+        "cpu_seconds": round(cpu_seconds, 1),
         "loss": [float(np.mean(part)) for part in np.array_split(losses, 10)],
         "corrected": [sample.name for sample in corrected],
         "others_before": before,

@@ -275,6 +275,12 @@ def test_redraw_must_leave_something(dumbbell):
         redraw(dumbbell.astype(np.uint8), 300, inside)
 
 
+def test_object_that_an_outline_means(dumbbell):
+    assert correction.object_inside(dumbbell, [(18, 30), (18, 53), (23, 53), (23, 30)]) == 7
+    assert correction.object_inside(dumbbell, [(6, 40), (6, 53), (23, 53), (23, 40)]) == 2
+    assert correction.object_inside(dumbbell, [(0, 0), (0, 4), (4, 4)]) is None
+
+
 # Add
 
 

@@ -63,7 +63,7 @@ def test_physical_units(labels):
     np.testing.assert_allclose(physical["area_um2"], pixels["area_px2"] / 4)
     for name in ("y", "x", "diameter", "major_axis", "minor_axis", "perimeter"):
         np.testing.assert_allclose(physical[f"{name}_um"], pixels[f"{name}_px"] / 2)
-    for name in ("solidity", "circularity", "eccentricity"):
+    for name in ("y_px", "x_px", "solidity", "circularity", "eccentricity"):
         np.testing.assert_allclose(physical[name], pixels[name])
     assert "area_nm2" in measure(labels, scale=(5, 5), units="nm")
     assert "area_px2" in measure(labels, units="um")  # without a scale nothing is known

@@ -347,6 +347,23 @@ def delete_at_border(labels: ArrayLike) -> Edit:
     return _edit(labels, whole, np.isin(labels, border_objects(labels)), 0, None)
 
 
+def object_inside(labels: ArrayLike, outline: ArrayLike) -> int | None:
+    """Find the object that a drawn outline means: the one with most pixels inside.
+
+    Args:
+        labels: (y, x) integer labels, 0 background.
+        outline: (n, 2) corners of the polygon, n >= 3.
+
+    Returns:
+        Its number, None if no object reaches into the polygon.
+    """
+    labels = _checked(labels)
+    corners = _checked_points("outline", outline, 3)
+    inside = labels[draw_polygon(corners[:, 0], corners[:, 1], labels.shape)]
+    ids, areas = np.unique(inside[inside != 0], return_counts=True)
+    return int(ids[np.argmax(areas)]) if ids.size else None
+
+
 def landscape_and_foreground(
     maps: NDArray, channels: Sequence[str]
 ) -> tuple[NDArray | None, NDArray | None]:

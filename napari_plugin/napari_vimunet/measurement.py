@@ -71,8 +71,8 @@ def measure(
     | mean_intensity, std_, min_, max_ | of the pixels of the object; with several channels one |
     | | column for each, ending in _c0, _c1, ... |
 
-    With a scale the unit replaces `px` in the names of the columns. Perimeter and circularity are
-    only measured for square pixels.
+    With a scale the unit replaces `px` in the names of the columns, and the centre is there in
+    both. Perimeter and circularity are only measured for square pixels.
 
     Args:
         labels: (y, x) integer labels, 0 background, or (z, y, x): each slice by itself.
@@ -169,7 +169,9 @@ def _measure_slice(
     if image is not None:
         wanted += [f"intensity_{kind}" for kind in _INTENSITIES]
     found = regionprops_table(labels, image, properties=wanted, spacing=spacing)
+    centre = {f"{axis}_px": found[f"centroid-{i}"] / spacing[i] for i, axis in enumerate("yx")}
     table = {name.format(unit=unit): found[key] for key, name in _SHAPES.items() if key in found}
+    table |= centre
     round_ones = table["eccentricity"] == 0
     table["orientation_degrees"] = np.where(round_ones, np.nan, np.degrees(found["orientation"]))
     if square:
