@@ -6,7 +6,6 @@ from typing import Any, NamedTuple
 import numpy as np
 from qtpy.QtCore import Qt
 from qtpy.QtWidgets import QGridLayout, QHBoxLayout, QPushButton, QVBoxLayout, QWidget
-from skimage.draw import polygon as draw_polygon
 
 from napari_vimunet import correction
 from napari_vimunet._controls import button, connect, guarded, note
@@ -266,7 +265,7 @@ class CorrectTab(QWidget):
 
     def _redraw(self, labels: np.ndarray, outline: np.ndarray, new: int | None) -> Any:
         """Give the outline to the object that fills most of it, or to a new one."""
-        label = _object_meant(labels, outline)
+        label = correction.object_inside(labels, outline)
         if label is None:
             (label,) = correction.unused_labels(labels, 1, new)
         return correction.redraw(labels, label, outline)
@@ -344,18 +343,3 @@ class CorrectTab(QWidget):
             return None, None
         channels = segmentation.model.representation.channels
         return correction.landscape_and_foreground(maps.maps, channels)
-
-
-def _object_meant(labels: np.ndarray, outline: np.ndarray) -> int | None:
-    """Find the object that an outline is drawn for; None for a new one.
-
-    It is the one with the most pixels inside, provided that half of the object is inside of the
-    outline, or half of the outline inside of the object: a neighbour that is touched is not meant.
-    """
-    rows, columns = draw_polygon(outline[:, 0], outline[:, 1], labels.shape)
-    found, pixels = np.unique(labels[rows, columns], return_counts=True)
-    for i in np.argsort(-pixels):
-        smaller = min(len(rows), int(np.count_nonzero(labels == found[i])))
-        if found[i] and 2 * pixels[i] >= smaller:
-            return int(found[i])
-    return None

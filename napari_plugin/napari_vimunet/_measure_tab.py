@@ -297,16 +297,7 @@ class MeasureTab(QWidget):
             for name in ("slice", f"slice_{axis}"):
                 if name in columns:
                     index[axis] = int(columns[name][row])
-        center = [
-            next(values[row] for name, values in columns.items() if name.startswith(f"{axis}_"))
-            for axis in "yx"
-        ]
-        measured_in_pixels = "y_px" in columns
-        pixels = [
-            place if measured_in_pixels else place / length
-            for place, length in zip(center, layer.scale[-2:], strict=True)
-        ]
-        world = layer.data_to_world((*index, *pixels))
+        world = layer.data_to_world((*index, columns["y_px"][row], columns["x_px"][row]))
         viewer = self._host.viewer
         for axis, place in enumerate(world[:-2]):
             viewer.dims.set_point(axis + viewer.dims.ndim - layer.ndim, place)
