@@ -4,8 +4,8 @@
 
 Everything is measured in a real viewer, from the click (or the move of a slider) until the labels
 are in their layer and the viewer has drawn. Without a GPU the screen is drawn by the processor.
-Two times are given: that on the clock, and that of the processor, which on a machine with other work
-is about what the clock would show without it (with one thread: OMP_NUM_THREADS=1).
+Two times are given: that on the clock, and that of the processor. With one thread
+(OMP_NUM_THREADS=1) the latter is about what the clock would show on a machine without other work.
 """
 
 import os
