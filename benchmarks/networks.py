@@ -29,7 +29,7 @@ from torch.nn import functional
 from benchmarks import measure
 from benchmarks.peers import torch_em_unet, torch_em_unetr, version
 from vimunet.bridges.torch_em import read_checkpoint
-from vimunet.models import MODELS, build_model, mamba
+from vimunet.models import MODELS, build_model, mamba, vmunet
 from vimunet.models.compiled import memory_kept
 from vimunet.models.scan import selective_scan_reference
 
@@ -101,7 +101,7 @@ def time_networks(names: list[str], size: int, repeats: int) -> list[dict[str, A
     for precision, dtype in measure.PRECISIONS.items():
         print(f"networks, {size} x {size}, {precision}")
         calls = {
-            name: partial(_predict, network, last if "channels-last" in name else image, dtype)
+            name: partial(predict, network, last if "channels-last" in name else image, dtype)
             for name, network in networks.items()
         }
         peers = {name: call for name, call in calls.items() if name.startswith("torch-em")}
@@ -213,7 +213,8 @@ class DecoderOf(nn.Module):
 
 
 @torch.inference_mode()
-def _predict(network: nn.Module, image: Tensor, dtype: torch.dtype) -> Tensor:
+def predict(network: nn.Module, image: Tensor, dtype: torch.dtype) -> Tensor:
+    """Return the (b, m, y, x) logits, computed in `dtype` where autocast does."""
     with torch.autocast("cpu", dtype, enabled=dtype != torch.float32):
         return network(image)
 
@@ -230,9 +231,11 @@ def time_arrangements(size: int, canvas: int, repeats: int) -> list[dict[str, An
     default = build_model("vim_t").eval()
     published = build_model("vim_t", variant="paper", image_size=canvas).eval()
     calls: dict[str, Callable[[], Tensor]] = {
-        "default": partial(_predict, default, image, torch.float32),
-        "published": partial(_predict, published, image, torch.float32),
-        "published, loop over tokens": partial(_predict_by_loop, published, image),
+        "default": partial(predict, default, image, torch.float32),
+        "published": partial(predict, published, image, torch.float32),
+        "published, loop over tokens": partial(
+            by_loop, partial(predict, published, image, torch.float32)
+        ),
     }
     difference = (calls["published, loop over tokens"]() - calls["published"]()).abs().max().item()
     print(f"ViM-UNet tiny, {size} x {size}; published on {canvas} x {canvas}")
@@ -250,9 +253,13 @@ def time_arrangements(size: int, canvas: int, repeats: int) -> list[dict[str, An
     ]
 
 
-def _predict_by_loop(network: nn.Module, image: Tensor) -> Tensor:
-    with mock.patch.object(mamba, "selective_scan", loop_scan):
-        return _predict(network, image, torch.float32)
+def by_loop(call: Callable[[], Tensor]) -> Tensor:
+    """Call with the loop over tokens as the scan of all networks."""
+    with (
+        mock.patch.object(mamba, "selective_scan", loop_scan),
+        mock.patch.object(vmunet, "selective_scan", loop_scan),
+    ):
+        return call()
 
 
 def loop_scan(

@@ -1,13 +1,14 @@
-"""Write the measured tables, plots and verdicts of docs/performance.md from the CSV files.
+"""Write the measured parts of docs/performance.md and docs/models.md from the CSV files.
 
     python -m benchmarks.report
 
-Nothing is measured here, and no number in the document is typed by hand: between
-`<!-- NAME -->` and `<!-- /NAME -->` stands what this script writes.
+Nothing is measured here, and no such number is typed by hand: between `<!-- NAME -->` and
+`<!-- /NAME -->` stands what this script writes. Scores come from `experiments/results`.
 """
 
 import argparse
 import csv
+import json
 import re
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
@@ -22,6 +23,7 @@ from vimunet.files import replacing
 TABLES = (
     "scan",
     "networks",
+    "models",
     "limits",
     "arrangement",
     "road",
@@ -30,6 +32,7 @@ TABLES = (
     "start",
     "imports",
 )
+SCORES = ROOT / "experiments" / "results" / "standins"
 MISSING = "Not measured yet: `make bench`."
 PEERS = ("torch-em UNet2d", "torch-em UNet2d, channels-last")
 SAME_WEIGHTS = "unet, torch-em's weights"
@@ -41,15 +44,16 @@ Tables = dict[str, list[Row]]
 def main() -> None:
     flags = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     flags.add_argument("--results", type=Path, default=RESULTS)
-    flags.add_argument("--document", type=Path, default=ROOT / "docs" / "performance.md")
+    flags.add_argument("--docs", type=Path, default=ROOT / "docs")
     options = flags.parse_args()
     tables = read_tables(options.results)
-    text = fill(options.document.read_text(), tables)
-    with replacing(options.document) as temporary:
-        temporary.write_text(text)
+    for name, sections in DOCUMENTS.items():
+        text = fill((options.docs / name).read_text(), tables, sections)
+        with replacing(options.docs / name) as temporary:
+            temporary.write_text(text)
     for name, draw in PLOTS.items():
         if tables[name]:
-            path = options.document.parent / "images" / f"performance_{name}.png"
+            path = options.docs / "images" / f"performance_{name}.png"
             with replacing(path) as temporary:
                 draw(tables[name]).savefig(temporary, format="png", dpi=120)
     print(goals(tables))
@@ -67,13 +71,13 @@ def read_tables(folder: Path) -> Tables:
     return tables
 
 
-def fill(document: str, tables: Tables) -> str:
+def fill(document: str, tables: Tables, sections: dict[str, Callable[[Tables], str]]) -> str:
     """Replace everything between the markers of the document.
 
     Raises:
         ValueError: If the document lacks a pair of markers.
     """
-    for name, write in SECTIONS.items():
+    for name, write in sections.items():
         found = re.search(rf"(<!-- {name} -->\n).*?(<!-- /{name} -->)", document, re.DOTALL)
         if found is None:
             raise ValueError(
@@ -459,6 +463,43 @@ def start(tables: Tables) -> str:
     return _required(f"{text}\n\nHeaviest imports of `vimunet info`, seconds: {heavy}.", rows)
 
 
+def models(tables: Tables) -> str:
+    """Write the table of all models: seconds, and scores on the stand-ins."""
+    rows = []
+    for row in tables["models"]:
+        loop = float(row["one_thread_loop"]) if row["one_thread_loop"] else None
+        times = [_number(float(row[name])) for name in ("float32", "bf16", "one_thread")]
+        rows.append(
+            [
+                f"`{row['model']}`",
+                *times,
+                ""
+                if loop is None
+                else f"{_number(loop)} ({loop / float(row['one_thread']):.0f} x)",
+                *(_scores(data, row["model"]) for data in ("em", "phase")),
+            ]
+        )
+    header = (
+        "model",
+        "seconds",
+        "in bf16",
+        "one thread",
+        "one thread, a loop as scan",
+        "EM, mSA val / test",
+        "phase contrast, mSA val / test",
+    )
+    return _required(markdown(header, rows, numbers=range(1, 7)), rows)
+
+
+def _scores(data: str, model: str) -> str:
+    """Write the tuned mSA of a model on a stand-in, as `experiments/results` has it."""
+    path = SCORES / f"{data}_{model}" / "summary.json"
+    if not path.exists():
+        return ""
+    summary = json.loads(path.read_text())
+    return " / ".join(f"{summary[s]['tuned']['mSA']:.3f}"[1:] for s in ("val", "test"))
+
+
 def _required(text: str, rows: Sequence[object]) -> str:
     if not rows:
         raise LookupError("Nothing was measured.")
@@ -539,7 +580,7 @@ def draw_growth(rows: list[Row]) -> Figure:
     return figure
 
 
-SECTIONS: dict[str, Callable[[Tables], str]] = {
+PERFORMANCE: dict[str, Callable[[Tables], str]] = {
     "goals": goals,
     "machine": machine,
     "limit": limit,
@@ -550,6 +591,10 @@ SECTIONS: dict[str, Callable[[Tables], str]] = {
     "training_step": training_step,
     "growth": growth,
     "start": start,
+}
+DOCUMENTS: dict[str, dict[str, Callable[[Tables], str]]] = {
+    "performance.md": PERFORMANCE,
+    "models.md": {"measured": models},
 }
 PLOTS: dict[str, Callable[[list[Row]], Figure]] = {
     "scan": draw_scan,

@@ -11,6 +11,12 @@ from functools import partial
 
 from benchmarks import measure
 
+_SEGMENT = """
+import numpy, vimunet
+from vimunet.representation import Boundaries
+model = vimunet.TrainedModel(vimunet.build_model("vim_n"), Boundaries())
+vimunet.segment(numpy.eye(256), model)
+"""
 COMMANDS = {
     "python": ["-c", "pass"],
     "import torch": ["-c", "import torch"],
@@ -18,6 +24,7 @@ COMMANDS = {
     "import torch, and predict of vimunet": ["-c", "import torch; from vimunet import predict"],
     "import torch, and all of vimunet": ["-c", "import torch; from vimunet import *"],
     "vimunet info": ["-m", "vimunet", "info"],
+    "segment an image of 256 x 256 pixels with a new `vim_n`": ["-c", _SEGMENT],
 }
 _TIME = re.compile(r"import time:\s*(\d+) \|\s*\d+ \|\s*([\w.]+)")
 

@@ -12,6 +12,7 @@ from typing import Literal
 import torch
 
 from vimunet.bridges import load_pretrained
+from vimunet.checkpoint import load_model
 from vimunet.cli import _model_options
 from vimunet.data import Sample
 from vimunet.models import MODELS, build_model
@@ -19,6 +20,23 @@ from vimunet.representation import Representation
 from vimunet.training import TrainConfig, train
 
 Split = Callable[[Path, Literal["train", "val", "test"]], list[Sample]]
+
+SHIPPED = {
+    "model": "vim_n",
+    "batch_size": 4,
+    "crop_size": 256,
+    "lr": 1e-3,
+    "optimizer": "adamw",
+    "weight_decay": 1e-2,
+    "schedule": "cosine",
+    "precision": "bf16",
+    "rotations": True,
+    "augment": True,
+    "validation_interval": 500,
+    "val_images": 60,
+    "stand_in": None,
+}
+"""Settings of the models that ship with the package."""
 
 
 def parser(description: str, stand_in: bool = True) -> argparse.ArgumentParser:
@@ -48,6 +66,11 @@ def parser(description: str, stand_in: bool = True) -> argparse.ArgumentParser:
         type=Path,
         help="published weights to start from: Vision Mamba's for vim_*, VMamba's for vmunet, "
         "Segment Anything's for unetr_*",
+    )
+    flags.add_argument(
+        "--start",
+        type=Path,
+        help="model file with the same network and the same maps to go on from",
     )
     data = flags.add_mutually_exclusive_group(required=True)
     data.add_argument("--data", type=Path, help="folder with the original data set")
@@ -79,6 +102,14 @@ def parser(description: str, stand_in: bool = True) -> argparse.ArgumentParser:
     )
     flags.add_argument(
         "--augment", action="store_true", help="other scales, contrasts, noise, blur"
+    )
+    flags.add_argument(
+        "--zoom",
+        type=float,
+        nargs=2,
+        default=TrainConfig.zoom,
+        metavar=("LOW", "HIGH"),
+        help="smallest and largest scale of --augment",
     )
     flags.add_argument("--resume", action="store_true", help="continue the run in --output")
     return flags
@@ -124,6 +155,14 @@ def run(
     network = build_model(options.model, in_channels, len(representation.channels), **model_options)
     if options.pretrained is not None:
         print(load_pretrained(network, options.pretrained))
+    if options.start is not None:
+        start = load_model(options.start)
+        if start.representation.channels != representation.channels:
+            raise ValueError(
+                f"`--start` must be a model of {', '.join(representation.channels)}, got "
+                f"{', '.join(start.representation.channels)}."
+            )
+        network.load_state_dict(start.network.state_dict())
     config = TrainConfig(
         output=options.output,
         iterations=options.iterations,
@@ -143,6 +182,7 @@ def run(
         rotations=options.rotations,
         free_rotation=options.free_rotation,
         augment=options.augment,
+        zoom=tuple(options.zoom),
         resume=options.resume,
         min_objects=min_objects,
         training_data=training_data,

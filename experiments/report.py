@@ -34,32 +34,40 @@ Score = Callable[[Path, list[Sample], list[Sample], Path], dict[str, Any]]
 _OVERLAYS = 4
 
 
-def main(description: str, official: Split, stand_in: Split, score: Score | None = None) -> None:
+def main(
+    description: str, official: Split, stand_in: Split | None, score: Score | None = None
+) -> None:
     """Read the command line, score, write and print.
 
     Args:
         description: What the command is for.
         official: Reads a split of the original data set.
-        stand_in: Reads a split of the stand-in.
+        stand_in: Reads a split of the stand-in, if there is one.
         score: Scores a model file on validation and test images; `score_model` if None.
     """
     flags = argparse.ArgumentParser(description=description)
     flags.add_argument("--model", type=Path, required=True, help="model file")
     data = flags.add_mutually_exclusive_group(required=True)
     data.add_argument("--data", type=Path, help="folder with the original data set")
-    data.add_argument("--stand-in", type=Path, help="folder with the small stand-in data sets")
+    if stand_in is not None:
+        data.add_argument("--stand-in", type=Path, help="folder with the small stand-in data sets")
     flags.add_argument("--output", type=Path, required=True, help="folder for tables and pictures")
     options = flags.parse_args()
-    root, read = (
-        (options.data, official) if options.data is not None else (options.stand_in, stand_in)
-    )
+    if stand_in is None or options.data is not None:
+        root, read = options.data, official
+    else:
+        root, read = options.stand_in, stand_in
     samples = read(root, "val"), read(root, "test")
     summary = (score or score_model)(options.model, *samples, options.output)
     print(json.dumps(summary, indent=2))
 
 
 def score_model(
-    model_file: Path, val_samples: list[Sample], test_samples: list[Sample], output: Path
+    model_file: Path,
+    val_samples: list[Sample],
+    test_samples: list[Sample],
+    output: Path,
+    kind_of: Callable[[np.ndarray], str] | None = None,
 ) -> dict[str, Any]:
     """Tune the thresholds on the validation images and score both splits.
 
@@ -69,6 +77,7 @@ def score_model(
         test_samples: Images with labels to report.
         output: Gets `tuned.safetensors`, `SPLIT_RECIPE.csv` with one row per image,
             `summary.json` and a few overlays.
+        kind_of: Names the kind of an image; means are then also given for each kind.
 
     Returns:
         What is in `summary.json`: mean mSA, SA50 and confidence interval per split and recipe.
@@ -125,15 +134,28 @@ def score_model(
             ]
             scores = summarize(rows)
             write_csv(output / f"{split}_{name}.csv", scores)
-            results[name] = {
-                "mSA": scores["mean"]["mSA"],
-                "SA50": scores["mean"]["SA50"],
-                "mSA_confidence": scores["confidence"]["mSA"],
-            }
+            results[name] = _means(scores)
+            if kind_of is not None:
+                kinds = [kind_of(image) for image in images]
+                results[name]["kinds"] = {
+                    kind: _means(
+                        summarize([r for r, k in zip(rows, kinds, strict=True) if k == kind])
+                    )
+                    for kind in sorted(set(kinds))
+                }
         summary[split] = {"images": len(samples), **results}
         draw_pairs(output / split, samples, images, predictions["tuned"], labels)
     write_json(output / "summary.json", summary)
     return summary
+
+
+def _means(scores: dict[str, Any]) -> dict[str, Any]:
+    return {
+        "images": len(scores["images"]),
+        "mSA": scores["mean"]["mSA"],
+        "SA50": scores["mean"]["SA50"],
+        "mSA_confidence": scores["confidence"]["mSA"],
+    }
 
 
 def draw_pairs(

@@ -264,6 +264,16 @@ def results(tmp_path):
     tables = {
         "scan": scans,
         "networks": rows,
+        "models": [
+            {
+                "model": "vim_t",
+                "size": 256,
+                "float32": 0.4,
+                "bf16": 0.2,
+                "one_thread": 0.5,
+                "one_thread_loop": 5.0,
+            }
+        ],
         "limits": [
             {
                 "precision": precision,
@@ -312,8 +322,9 @@ def test_goals_are_judged(results):
 def test_report_fills_the_document_again_and_again(results, monkeypatch, capsys):
     document = results / "docs" / "performance.md"
     document.parent.mkdir()
-    document.write_text((ROOT / "docs" / "performance.md").read_text())
-    command = ["report", "--results", str(results), "--document", str(document)]
+    for name in report.DOCUMENTS:
+        (document.parent / name).write_text((ROOT / "docs" / name).read_text())
+    command = ["report", "--results", str(results), "--docs", str(document.parent)]
     monkeypatch.setattr(sys, "argv", command)
     report.main()
     once = document.read_text()
@@ -326,6 +337,10 @@ def test_report_fills_the_document_again_and_again(results, monkeypatch, capsys)
     assert "100 GFLOP of convolutions and 50 GFLOP of matrix products" in once
     assert "it takes 2 s, which is 50% of the limit" in once
     assert "| 1025 | 384 | 1 | forward | 50 (100 x) | 0.5 (1 x) |" in once
+    assert (
+        "| `vim_t` | 0.4 | 0.2 | 0.5 | 5 (10 x) | .619 / .608 |"
+        in (document.parent / "models.md").read_text()
+    )
     assert once.count(report.MISSING) == 4  # arrangement, road, training_step, start
     pictures = {path.name for path in (document.parent / "images").iterdir()}
     assert pictures == {f"performance_{name}.png" for name in ("scan", "networks", "growth")}
@@ -334,7 +349,7 @@ def test_report_fills_the_document_again_and_again(results, monkeypatch, capsys)
 
 def test_document_without_markers_is_refused():
     with pytest.raises(ValueError, match="<!-- goals -->"):
-        report.fill("# Speed", dict.fromkeys(report.TABLES, []))
+        report.fill("# Speed", dict.fromkeys(report.TABLES, []), report.PERFORMANCE)
 
 
 def test_every_table_of_the_makefile_is_a_script():

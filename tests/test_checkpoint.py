@@ -2,7 +2,9 @@
 
 import json
 import pickle
+import re
 import stat
+from dataclasses import replace
 
 import pytest
 import torch
@@ -11,7 +13,7 @@ from safetensors.torch import save_file
 from torch import nn
 
 import vimunet.checkpoint
-from vimunet.checkpoint import TrainedModel, load_model, save_model
+from vimunet.checkpoint import TrainedModel, embedded_models, load_model, save_model
 from vimunet.models import build_model
 from vimunet.representation import Boundaries, Distances, Semantic
 
@@ -240,3 +242,41 @@ def test_tensors_must_fit_exactly(file, tensors, message):
     rewrite(file, tensors=tensors)
     with pytest.raises(ValueError, match=message):
         load_model(file)
+
+
+@pytest.fixture
+def shelf(file, tmp_path, monkeypatch):
+    """The model of these tests, as if it came with the package."""
+    folder = tmp_path / "weights"
+    folder.mkdir()
+    model = load_model(file)
+    save_model(
+        folder / "discs.safetensors", replace(model, info={**model.info, "purpose": "round things"})
+    )
+    monkeypatch.setattr(vimunet.checkpoint, "WEIGHTS", folder)
+    monkeypatch.chdir(tmp_path)
+    return folder
+
+
+def test_embedded_models_have_a_name_and_a_purpose(shelf):
+    assert embedded_models() == {"discs": "round things"}
+    assert load_model("discs").info["purpose"] == "round things"
+
+
+def test_a_file_of_that_name_comes_first(shelf, model):
+    save_model(shelf / "other.safetensors", replace(model, representation=Distances()))
+    (shelf / "other.safetensors").rename("discs")
+    assert load_model("discs").representation == Distances()
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("disks", "No model 'disks'. Known: discs, or the path of a model file"),
+        ("disks.safetensors", "Model files in .: discs.safetensors."),
+        ("weights/discs", "Model files in weights: discs.safetensors."),
+    ],
+)
+def test_unknown_names_list_what_there_is(shelf, name, message):
+    with pytest.raises(FileNotFoundError, match=re.escape(message)):
+        load_model(name)

@@ -14,7 +14,7 @@ import tifffile
 import torch
 
 from vimunet import cli
-from vimunet.checkpoint import TrainedModel, load_model, save_model
+from vimunet.checkpoint import TrainedModel, embedded_models, load_model, save_model
 from vimunet.cli import main
 from vimunet.data import Sample
 from vimunet.data.folder import read_image, read_labels
@@ -232,6 +232,8 @@ def test_train_segment_evaluate_tune(pairs, capsys):
     best = pairs / "run" / "best.safetensors"
     model = load_model(best)
     assert isinstance(model.representation, Distances)
+    with_thresholds = load_model(pairs / "run" / "tuned.safetensors")
+    assert len(with_thresholds.info["tuned"]["images"]) == 1
     assert model.network.config["model_args"]["features"] == 4
 
     tuned = pairs / "tuned.safetensors"
@@ -268,6 +270,29 @@ def test_train_starts_from_published_weights(pairs, capsys):
     trained = load_model(pairs / "run" / "last.safetensors").network.state_dict()
     key = "layers.1.mixer.x_proj.weight"
     torch.testing.assert_close(trained[f"encoder.{key}"], state[key])
+
+
+def test_train_continues_from_a_model(pairs, capsys):
+    start = TrainedModel(
+        noisy_network(out_channels=3),
+        Distances(center_threshold=0.4),
+        info={"training_data": "discs", "licence": "CC0"},
+    )
+    save_model(pairs / "start.safetensors", start)
+    command = ["train", "--images", str(pairs / "images"), "--labels", str(pairs / "labels")]
+    command += ["--iterations", "1", "--crop-size", "32", "--lr", "1e-12", "--device", "cpu"]
+    command += ["--output", str(pairs / "run"), "--model", str(pairs / "start.safetensors")]
+
+    assert main([*command, "--representation", "distances"]) == 2
+    assert "`--representation` must be left out" in capsys.readouterr().err
+    assert main(command) == 0
+    trained = load_model(pairs / "run" / "last.safetensors")
+    assert trained.representation == start.representation
+    assert trained.info["training_data"].endswith("start.safetensors (discs)")
+    assert trained.info["licence"] == "CC0"
+    for name, tensor in start.network.state_dict().items():
+        if "running" not in name and "batches" not in name:
+            torch.testing.assert_close(trained.network.state_dict()[name], tensor)
 
 
 def test_tune_stores_better_thresholds(pairs, tmp_path, monkeypatch, capsys):
@@ -598,8 +623,26 @@ def test_unknown_model_name_lists_the_known(pairs, capsys):
     data = ["--images", str(pairs / "images"), "--labels", str(pairs / "labels")]
     assert main(["train", *data, "--model", "vimunet", "--output", str(pairs / "run")]) == 2
     error = capsys.readouterr().err
-    assert "Unknown model 'vimunet'. Known: " in error
+    assert "`--model` must be a network or a model to continue from, got 'vimunet'." in error
     assert "vim_t" in error
+    assert "nuclei" in error
+
+
+def test_segment_without_a_model_lists_them(pairs, capsys):
+    assert main(["segment", str(pairs / "images")]) == 2
+    error = capsys.readouterr().err
+    assert error.startswith("vimunet: error: `--model` must be chosen.")
+    for name, purpose in embedded_models().items():
+        assert f"  {name:<10} {purpose}" in error
+
+
+@pytest.mark.parametrize("name", embedded_models())
+def test_segment_by_name(name, samples, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    image = next((samples / name / "test" / "images").iterdir())
+    assert main(["segment", str(image), "--model", name]) == 0
+    labels = tifffile.imread(tmp_path / "segmented" / f"{image.stem}.tif")
+    assert (labels == segment(read_image(image), load_model(name))).all()
 
 
 def test_usage_errors_and_interrupts_have_their_own_codes(monkeypatch, capsys, tmp_path):

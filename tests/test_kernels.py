@@ -3,6 +3,9 @@
 What float64 computes, test_scan.py and test_models.py hold against the definitions.
 """
 
+import subprocess
+import sys
+
 import pytest
 import torch
 import torch.nn.functional as F  # noqa: N812
@@ -325,3 +328,17 @@ def test_a_compiled_network_learns():
         gradients.append([p.grad.clone() for p in network.parameters() if p.grad is not None])
     for eager, traced in zip(*gradients, strict=True):
         assert relative_error(traced, eager) < 1e-4
+
+
+def test_who_only_predicts_never_loads_the_compiler_of_torch():
+    """It takes seconds."""
+    code = """
+import sys, numpy, vimunet
+from vimunet.representation import Boundaries
+model = vimunet.TrainedModel(vimunet.build_model("vim_n", depth=4), Boundaries())
+vimunet.segment(numpy.eye(40), model, precision="float32")
+from vimunet.models import compiled
+print("torch._dynamo" in sys.modules, compiled.runs())
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.stdout.split() == ["False", "True"], done.stderr

@@ -276,9 +276,14 @@ def test_redraw_must_leave_something(dumbbell):
 
 
 def test_object_that_an_outline_means(dumbbell):
-    assert correction.object_inside(dumbbell, [(18, 30), (18, 53), (23, 53), (23, 30)]) == 7
-    assert correction.object_inside(dumbbell, [(6, 40), (6, 53), (23, 53), (23, 40)]) == 2
-    assert correction.object_inside(dumbbell, [(0, 0), (0, 4), (4, 4)]) is None
+    def inside(top, left, bottom, right):
+        corners = [(top, left), (top, right), (bottom, right), (bottom, left)]
+        return correction.object_inside(dumbbell, corners)
+
+    assert inside(18, 30, 23, 53) == 7  # half of the outline lies in it
+    assert inside(2, 47, 30, 57) == 2  # most of it lies in the outline
+    assert inside(6, 41, 23, 51) is None  # touched: 36 of 150 pixels, in an outline of 198
+    assert inside(0, 0, 4, 4) is None
 
 
 # Add

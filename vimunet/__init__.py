@@ -12,7 +12,7 @@ from importlib.metadata import PackageNotFoundError, version
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from vimunet.checkpoint import TrainedModel, load_model, save_model
+    from vimunet.checkpoint import TrainedModel, embedded_models, load_model, save_model
     from vimunet.evaluation import evaluate
     from vimunet.models import MODELS, build_model
     from vimunet.prediction import predict, segment
@@ -22,6 +22,7 @@ __all__ = [
     "TrainedModel",
     "__version__",
     "build_model",
+    "embedded_models",
     "evaluate",
     "load_model",
     "predict",
@@ -33,6 +34,7 @@ _HOME = {
     "MODELS": "vimunet.models",
     "TrainedModel": "vimunet.checkpoint",
     "build_model": "vimunet.models",
+    "embedded_models": "vimunet.checkpoint",
     "evaluate": "vimunet.evaluation",
     "load_model": "vimunet.checkpoint",
     "predict": "vimunet.prediction",

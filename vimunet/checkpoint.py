@@ -1,5 +1,7 @@
 """The model file: weights and everything needed to use them, in one safetensors file.
 
+Some models come with the package, in `vimunet/weights`; they have a name instead of a path.
+
 The weights are plain tensors; network, representation (with its thresholds), normalisation and
 origin are JSON text in the header of the same file. Nothing is ever unpickled. Checkpoints of
 other tools are read in `vimunet.bridges`; the state of a running training is kept by
@@ -21,6 +23,9 @@ from vimunet.models import build_model
 from vimunet.representation import Representation, representation_from_config
 
 FORMAT = "vimunet 1"
+WEIGHTS = Path(__file__).parent / "weights"
+"""Folder of the models that come with the package, each with a card, NAME.md."""
+
 _ENTRIES = ("format", "model", "model_args", "representation", "normalization", "info")
 
 
@@ -85,24 +90,33 @@ def save_model(path: str | Path, model: TrainedModel) -> None:
         save_file(tensors, temporary, metadata=header)
 
 
+def embedded_models() -> dict[str, str]:
+    """Name the models that come with the package, and say in a line what each is for."""
+    purposes = {}
+    for file in sorted(WEIGHTS.glob("*.safetensors")):
+        with safe_open(file, framework="pt") as opened:
+            purposes[file.stem] = json.loads(opened.metadata()["info"])["purpose"]
+    return purposes
+
+
 def load_model(path: str | Path) -> TrainedModel:
     """Read a model file. Nothing in it is executed.
 
     Args:
-        path: File written by `save_model`.
+        path: Name of an embedded model, see `embedded_models`, or a file written by `save_model`.
+            A file of that very name comes first.
 
     Returns:
         The model, on the CPU, in eval mode and in float32 (weights stored in half precision are
         widened).
 
     Raises:
-        FileNotFoundError: If there is no such file. The message lists the model files beside it.
+        FileNotFoundError: If there is no such model. The message lists those that exist: the
+            embedded ones for a name, those in the same folder for a path.
         ValueError: If the file is not a model file, or its tensors are not exactly those of the
             network it names.
     """
-    path = Path(path)
-    if not path.is_file():
-        raise FileNotFoundError(f"No model file {path}. {_beside(path)}")
+    path = _find(Path(path))
     header, tensors = _read(path)
     missing = [name for name in _ENTRIES if name not in header]
     if missing:
@@ -127,6 +141,21 @@ def load_model(path: str | Path) -> TrainedModel:
     _check_tensors(path, network.state_dict(), tensors)
     network.load_state_dict(tensors)
     return TrainedModel(network.eval(), representation, entries["normalization"], entries["info"])
+
+
+def _find(path: Path) -> Path:
+    """Return the file of a path or of an embedded name."""
+    if path.is_file():
+        return path
+    if path.suffix or len(path.parts) != 1:
+        raise FileNotFoundError(f"No model file {path}. {_beside(path)}")
+    embedded = WEIGHTS / f"{path}.safetensors"
+    if not embedded.is_file():
+        raise FileNotFoundError(
+            f"No model {str(path)!r}. Known: {', '.join(embedded_models())}, or the path of a "
+            "model file (.safetensors)."
+        )
+    return embedded
 
 
 def _read(path: Path) -> tuple[dict[str, str], dict[str, Tensor]]:

@@ -117,7 +117,8 @@ def info(options: argparse.Namespace) -> int:
         print(f"  {device}{name}{chosen}: {backend}. {why}")
     compiled = util.find_spec("vimunet._kernels") is not None
     print(f"  compiled kernels (`vimunet._kernels`): {'built' if compiled else 'not built'}")
-    print("\nmodels")
+    print(f"\n{_known_models()}")
+    print("\nnetworks to train")
     for name, build in MODELS.items():
         function, fixed = getattr(build, "func", build), getattr(build, "keywords", {})
         sizes = ", ".join(f"{key} {value}" for key, value in fixed.items())
@@ -141,6 +142,8 @@ def segment(options: argparse.Namespace) -> int:
     from vimunet.models.compiled import memory_kept
     from vimunet.prediction import choose_device
 
+    if options.model is None:
+        raise ValueError(f"`--model` must be chosen. {_known_models()}")
     files = _input_files(options.images)
     _check_outputs(files, options)
     model = load_model(options.model)
@@ -171,6 +174,13 @@ def segment(options: argparse.Namespace) -> int:
                 tqdm.write(f"{file}: {found} {kind}", file=sys.stdout)
     print(f"{len(files) - failed} of {len(files)} images segmented into {options.output}")
     return 1 if failed else 0
+
+
+def _known_models() -> str:
+    from vimunet.checkpoint import embedded_models
+
+    lines = [f"  {name:<10} {purpose}" for name, purpose in embedded_models().items()]
+    return "\n".join(["Models that come with vimunet:", *lines, "or the path of a model file."])
 
 
 def _input_files(inputs: Sequence[str]) -> list[Path]:
@@ -333,12 +343,18 @@ def train(options: argparse.Namespace) -> int:
     """Train a network on a folder of images with labels."""
     import torch
 
+    from vimunet.checkpoint import load_model
     from vimunet.data.folder import find_pairs
-    from vimunet.models import build_model
+    from vimunet.models import MODELS, build_model
     from vimunet.training import TrainConfig
     from vimunet.training import train as run_training
 
-    representation = _representation(options.representation, options.num_classes)
+    start = None if options.model in MODELS else _model_to_continue(options)
+    representation = (
+        start.representation
+        if start is not None
+        else _representation(options.representation or "boundaries", options.num_classes)
+    )
     reading = {
         "image_key": options.image_key,
         "label_key": options.label_key,
@@ -353,24 +369,63 @@ def train(options: argparse.Namespace) -> int:
         samples, validation = _split(samples)
     print(f"{len(samples)} images to train on, {len(validation)} to validate on")
 
-    in_channels = options.in_channels
-    if in_channels is None:
-        image, _ = samples[0].read()
-        in_channels = 1 if image.ndim == 2 else image.shape[2]
-    extra = _model_options(options.option)
-    if options.skip_connections:
-        extra["skip_connections"] = True
-    torch.manual_seed(options.seed)
-    network = build_model(options.model, in_channels, len(representation.channels), **extra)
+    if start is not None:
+        network = start.network
+    else:
+        in_channels = options.in_channels
+        if in_channels is None:
+            image, _ = samples[0].read()
+            in_channels = 1 if image.ndim == 2 else image.shape[2]
+        extra = _model_options(options.option)
+        if options.skip_connections:
+            extra["skip_connections"] = True
+        torch.manual_seed(options.seed)
+        network = build_model(options.model, in_channels, len(representation.channels), **extra)
     if options.pretrained is not None:
         from vimunet.bridges import load_pretrained
 
         print(load_pretrained(network, options.pretrained))
     given = {name: getattr(options, name) for name in TRAIN_SETTINGS if hasattr(options, name)}
-    config = TrainConfig(training_data=options.images.resolve().name, **given)
+    training_data = options.images.resolve().name
+    if start is not None:
+        before = start.info.get("training_data") or "unknown data"
+        training_data = f"{training_data}, after {options.model} ({before})"
+        given["licence"] = start.info.get("licence", "")
+    config = TrainConfig(training_data=training_data, **given)
     best = run_training(network, representation, samples, validation, config)
-    print(f"Best model: {best}")
+    print(f"Best model: {best}\nIts thresholds, chosen on the validation images:")
+    # Without a foreground map no pixel is predicted as background, so none is judged.
+    whole = not representation.labels_are_classes and "foreground" not in representation.channels
+    tuned = best.with_name("tuned.safetensors")
+    _tune(load_model(best), validation, tuned, whole, device=getattr(options, "device", "auto"))
     return 0
+
+
+def _model_to_continue(options: argparse.Namespace) -> "TrainedModel":
+    """Load the model that a training starts from, and refuse flags that would change it."""
+    from vimunet.checkpoint import load_model
+    from vimunet.models import MODELS
+
+    try:
+        model = load_model(options.model)
+    except FileNotFoundError as error:
+        raise ValueError(
+            f"`--model` must be a network or a model to continue from, got {options.model!r}. "
+            f"Networks: {', '.join(sorted(MODELS))}. {error}"
+        ) from error
+    if model.normalization != "image":
+        raise ValueError(
+            f"{options.model} must have the normalization 'image' to be trained on, got "
+            f"{model.normalization!r}. Train a new network instead."
+        )
+    own = ("representation", "num_classes", "skip_connections", "in_channels", "option")
+    for flag in (*own, "pretrained"):
+        if getattr(options, flag):
+            raise ValueError(
+                f"`--{flag.replace('_', '-')}` must be left out with --model {options.model}, "
+                "which has its own."
+            )
+    return model
 
 
 def _split(samples: Sequence["Sample"]) -> tuple[list["Sample"], list["Sample"]]:
@@ -426,17 +481,14 @@ def _representation(name: str, num_classes: int | None = None) -> "Representatio
 
 def tune(options: argparse.Namespace) -> int:
     """Choose thresholds on images with labels and store them in a model file."""
-    from tqdm import tqdm
-
-    from vimunet.checkpoint import load_model, save_model
+    from vimunet.checkpoint import load_model
     from vimunet.data.folder import find_pairs
-    from vimunet.evaluation import tune_thresholds
-    from vimunet.prediction import choose_device, predict
-    from vimunet.representation import Semantic
-    from vimunet.semantic_evaluation import tune_threshold
+    from vimunet.prediction import choose_device
 
     if (options.output is None) != options.in_place:
         raise ValueError("Give either --output FILE or --in-place, to say where the model goes.")
+    if options.in_place and not Path(options.model).is_file():
+        raise ValueError(f"`--in-place` must come with a model file, got {options.model}.")
     model = load_model(options.model)
     classes = model.representation.labels_are_classes
     if classes and options.labelled_pixels_only:
@@ -449,10 +501,31 @@ def tune(options: argparse.Namespace) -> int:
         masks=classes,
     )
     model.network.to(choose_device(options.device))
+    path = options.model if options.in_place else options.output
+    _tune(model, samples, path, options.labelled_pixels_only, **_prediction_options(options))
+    return 0
+
+
+def _tune(
+    model: "TrainedModel",
+    samples: Sequence["Sample"],
+    path: Path,
+    labelled_pixels_only: bool,
+    **prediction_options: Any,
+) -> None:
+    """Choose thresholds, print them and write the model with them."""
+    from tqdm import tqdm
+
+    from vimunet.checkpoint import save_model
+    from vimunet.evaluation import tune_thresholds
+    from vimunet.prediction import predict
+    from vimunet.representation import Semantic
+    from vimunet.semantic_evaluation import tune_threshold
+
     maps, labels = [], []
     for sample in tqdm(samples, unit="image", disable=None):
         image, annotated = sample.read()
-        maps.append(predict(image, model, **_prediction_options(options)))
+        maps.append(predict(image, model, **prediction_options))
         labels.append(annotated)
     tuned: Representation
     if isinstance(model.representation, Semantic):
@@ -461,10 +534,7 @@ def tune(options: argparse.Namespace) -> int:
     else:
         measure = "mSA"
         tuned, score, table = tune_thresholds(
-            model.representation,
-            maps,
-            labels,
-            labelled_pixels_only=options.labelled_pixels_only,
+            model.representation, maps, labels, labelled_pixels_only=labelled_pixels_only
         )
     before = table[0][measure]
     print(f"{len(samples)} images, {measure} {before:.4f} before, {score:.4f} after")
@@ -474,12 +544,10 @@ def tune(options: argparse.Namespace) -> int:
         "images": [sample.name for sample in samples],
         f"{measure}_before": before,
         measure: score,
-        "labelled_pixels_only": options.labelled_pixels_only,
+        "labelled_pixels_only": labelled_pixels_only,
     }
-    path = options.model if options.in_place else options.output
     save_model(path, replace(model, representation=tuned, info={**model.info, "tuned": note}))
     print(f"Model with these thresholds: {path}")
-    return 0
 
 
 def evaluate(options: argparse.Namespace) -> int:
@@ -633,12 +701,14 @@ def _parser() -> argparse.ArgumentParser:
     command.add_argument(
         "images", nargs="+", metavar="IMAGE", help="files, folders or quoted patterns ('a*.tif')"
     )
-    command.add_argument("--model", type=Path, required=True, help="model file (.safetensors)")
+    command.add_argument(
+        "--model", help="nuclei, ... or a model file; without it, the models are listed"
+    )
     command.add_argument(
         "--output",
         type=Path,
-        required=True,
-        help="folder for NAME.tif, maps/NAME.tif and overlays/NAME.png",
+        default=Path("segmented"),
+        help="folder for NAME.tif, maps/NAME.tif and overlays/NAME.png (default: %(default)s)",
     )
     command.add_argument("--save-maps", action="store_true", help="also write the predicted maps")
     command.add_argument(
@@ -651,7 +721,12 @@ def _parser() -> argparse.ArgumentParser:
 
     command = add("train", train, "train a network on images with labels")
     _add_pairs(command)
-    command.add_argument("--model", required=True, help="vim_t, unet, ...; see `vimunet info`")
+    command.add_argument(
+        "--model",
+        required=True,
+        help="a new network (vim_t, unet, ...; see `vimunet info`), or a model to continue from "
+        "(nuclei, ..., or a model file)",
+    )
     command.add_argument("--output", type=Path, required=True, help="folder of this training")
     command.add_argument(
         "--val-images", type=Path, help="images to validate on; default: a part of --images"
@@ -660,9 +735,8 @@ def _parser() -> argparse.ArgumentParser:
     command.add_argument(
         "--representation",
         choices=REPRESENTATIONS,
-        default="boundaries",
         help="what the network learns; `boundary` is for images without background, `semantic` for "
-        "labels that are classes or masks (default: %(default)s)",
+        "labels that are classes or masks (default: boundaries)",
     )
     _add_num_classes(command)
     settings = command.add_argument_group(
@@ -703,7 +777,7 @@ def _parser() -> argparse.ArgumentParser:
     _add_option(command, "variant=paper")
 
     command = add("tune", tune, "choose the thresholds of a model on images with labels")
-    command.add_argument("--model", type=Path, required=True, help="model file (.safetensors)")
+    command.add_argument("--model", required=True, help="nuclei, ... or a model file")
     _add_pairs(command)
     command.add_argument("--output", type=Path, help="model file to write")
     command.add_argument("--in-place", action="store_true", help="replace the file of --model")

@@ -82,6 +82,7 @@ class TrainConfig:
         rotations: Also rotate the crops by multiples of 90 degrees; flips are always on.
         free_rotation: Probability that a crop is also rotated by any angle, see `RandomCrops`.
         augment: Also change scale, contrast, sharpness, noise and illumination of the crops.
+        zoom: With `augment`, crops are magnified by a factor between these two.
         min_objects: Fewest different labels in a training crop, see `RandomCrops`.
         lr_factor: "plateau": the learning rate is multiplied by this ...
         lr_patience: ... after more than this many validations without a lower validation loss.
@@ -117,6 +118,7 @@ class TrainConfig:
     rotations: bool = False
     free_rotation: float = 0.0
     augment: bool = False
+    zoom: tuple[float, float] = (0.5, 2.0)
     min_objects: int = 0
     lr_factor: float = 0.9
     lr_patience: int = 10
@@ -463,6 +465,7 @@ def _crops(
         rotations=config.rotations,
         free_rotation=config.free_rotation,
         augment=config.augment,
+        zoom=config.zoom,
         min_objects=config.min_objects,
     )
 

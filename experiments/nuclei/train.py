@@ -19,21 +19,7 @@ from vimunet.representation import Boundaries
 
 def main() -> None:
     flags = recipe.parser("Train the model for nuclei.", stand_in=False)
-    flags.set_defaults(
-        model="vim_n",
-        iterations=10_000,
-        crop_size=256,
-        batch_size=4,
-        lr=1e-3,
-        optimizer="adamw",
-        weight_decay=1e-2,
-        schedule="cosine",
-        precision="bf16",
-        rotations=True,
-        augment=True,
-        val_images=60,
-        stand_in=None,
-    )
+    flags.set_defaults(**recipe.SHIPPED, iterations=6000)
     options = flags.parse_args()
     best = recipe.run(
         options,

@@ -350,18 +350,24 @@ def delete_at_border(labels: ArrayLike) -> Edit:
 def object_inside(labels: ArrayLike, outline: ArrayLike) -> int | None:
     """Find the object that a drawn outline means: the one with most pixels inside.
 
+    Half of the object must be inside of the outline, or half of the outline inside of the object:
+    a neighbour that the outline only touches is not meant.
+
     Args:
         labels: (y, x) integer labels, 0 background.
         outline: (n, 2) corners of the polygon, n >= 3.
 
     Returns:
-        Its number, None if no object reaches into the polygon.
+        Its number, None if no object is meant.
     """
     labels = _checked(labels)
     corners = _checked_points("outline", outline, 3)
-    inside = labels[draw_polygon(corners[:, 0], corners[:, 1], labels.shape)]
-    ids, areas = np.unique(inside[inside != 0], return_counts=True)
-    return int(ids[np.argmax(areas)]) if ids.size else None
+    rows, columns = draw_polygon(corners[:, 0], corners[:, 1], labels.shape)
+    ids, areas = np.unique(labels[rows, columns], return_counts=True)
+    for i in np.argsort(-areas, kind="stable"):
+        if ids[i] and 2 * areas[i] >= min(len(rows), np.count_nonzero(labels == ids[i])):
+            return int(ids[i])
+    return None
 
 
 def landscape_and_foreground(

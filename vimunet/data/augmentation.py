@@ -6,15 +6,12 @@ Only pixels change here, except for `zoom`; flips and rotations belong to `crops
 import numpy as np
 from scipy.ndimage import gaussian_filter, zoom
 
-MAX_ZOOM = 2.0
-"""Crops are magnified by a factor between 1 / MAX_ZOOM and MAX_ZOOM."""
 
-
-def draw_zoom(rng: np.random.Generator) -> float:
-    """Draw a magnification: 1 in one of three cases, else log-uniform up to `MAX_ZOOM`."""
+def draw_zoom(rng: np.random.Generator, low: float, high: float) -> float:
+    """Draw a magnification: 1 in one of three cases, else log-uniform between `low` and `high`."""
     if rng.random() < 1 / 3:
         return 1.0
-    return float(MAX_ZOOM ** rng.uniform(-1, 1))
+    return float(np.exp(rng.uniform(np.log(low), np.log(high))))
 
 
 def resize(

@@ -125,6 +125,7 @@ class RandomCrops(Dataset):
             0 and background. In [0, 1].
         augment: Also change scale, contrast, sharpness, noise and illumination, see
             `vimunet.data.augmentation`.
+        zoom: With `augment`, crops are magnified by a factor between these two.
         min_objects: Draw another crop of the same sample, up to 500 times, until the crop has at
             least this many different label values, background counted: 2 leaves out crops that
             are all background or inside one object.
@@ -154,6 +155,7 @@ class RandomCrops(Dataset):
         rotations: bool = False,
         free_rotation: float = 0.0,
         augment: bool = False,
+        zoom: tuple[float, float] = (0.5, 2.0),
         min_objects: int = 0,
         cache_bytes: int = 2**29,
     ):
@@ -168,6 +170,8 @@ class RandomCrops(Dataset):
             raise ValueError(f"`length` must be at least 1, got {length}.")
         if not 0 <= free_rotation <= 1:
             raise ValueError(f"`free_rotation` must lie in [0, 1], got {free_rotation}.")
+        if not 0 < zoom[0] <= zoom[1] < math.inf:
+            raise ValueError(f"`zoom` must be two factors > 0, the smaller one first, got {zoom}.")
         if min_objects and representation.labels_are_classes:
             raise ValueError(
                 f"`min_objects` must be 0 for labels that are classes, got {min_objects}."
@@ -181,6 +185,7 @@ class RandomCrops(Dataset):
         self.rotations = rotations
         self.free_rotation = free_rotation
         self.augment = augment
+        self.zoom = zoom
         self.min_objects = min_objects
         self.cache_bytes = cache_bytes
         self._cache: dict[int, tuple[np.ndarray, np.ndarray]] = {}
@@ -207,7 +212,7 @@ class RandomCrops(Dataset):
             raise IndexError(f"`index` must be in 0 ... {self.length - 1}, got {index}.")
         rng = np.random.default_rng([self.seed, index])
         image, labels = self._read(self._number(index))
-        magnification = draw_zoom(rng) if self.augment else 1.0
+        magnification = draw_zoom(rng, *self.zoom) if self.augment else 1.0
         wanted = tuple(math.ceil(side / magnification) for side in self.crop_size)
         image, labels = self._cut(image, labels, wanted, rng, self.name(index))
 

@@ -9,7 +9,7 @@ l tokens, d inner channels, n state size.
 
 import importlib
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -153,11 +153,31 @@ def instance_norm(maps: Sequence[Tensor], relu: bool, eps: float) -> Tensor:
     return y.unflatten(1, size).permute(0, 3, 1, 2)
 
 
+_library = torch.library.Library("vimunet", "DEF")
+
+
+def _operator(name: str) -> Callable[[Callable[..., Any]], Any]:
+    """Make a function `torch.ops.vimunet.NAME`, for the CPU.
+
+    As `torch.library.custom_op` does, whose operators import torch's compiler when they are first
+    called: three seconds for everybody who only predicts.
+    """
+
+    def register(function: Callable[..., Any]) -> Any:
+        schema = torch.library.infer_schema(function, mutates_args=())
+        tags = (torch.Tag.pt2_compliant_tag,)
+        torch.library.define(f"vimunet::{name}", schema, lib=_library, tags=tags)
+        torch.library.impl(f"vimunet::{name}", "cpu", function, lib=_library)
+        return getattr(torch.ops.vimunet, name)
+
+    return register
+
+
 def _last_contiguous(tensor: Tensor) -> Tensor:
     return tensor if tensor.stride(-1) == 1 or tensor.shape[-1] == 1 else tensor.contiguous()
 
 
-@torch.library.custom_op("vimunet::selective_scan", mutates_args=(), device_types="cpu")
+@_operator("selective_scan")
 def _scan(
     u: Tensor,
     delta: Tensor,
@@ -188,7 +208,7 @@ def _scan(
     return y, total, borders
 
 
-@_scan.register_fake
+@torch.library.register_fake("vimunet::selective_scan")
 def _scan_outputs(
     u: Tensor,
     delta: Tensor,
@@ -227,7 +247,7 @@ def _scan_backward(ctx: Any, grad_y: Tensor, *_: Tensor | None) -> tuple[Tensor 
     return *grads, None, None, None
 
 
-@torch.library.custom_op("vimunet::selective_scan_backward", mutates_args=(), device_types="cpu")
+@_operator("selective_scan_backward")
 def _scan_gradients(
     grad_y: Tensor,
     u: Tensor,
@@ -270,7 +290,7 @@ def _scan_gradients(
     return grads
 
 
-@_scan_gradients.register_fake
+@torch.library.register_fake("vimunet::selective_scan_backward")
 def _scan_gradient_outputs(
     grad_y: Tensor,
     u: Tensor,
@@ -292,17 +312,19 @@ def _scan_gradient_outputs(
     ]
 
 
-_scan.register_autograd(_scan_backward, setup_context=_scan_context)
+torch.library.register_autograd(
+    "vimunet::selective_scan", _scan_backward, setup_context=_scan_context
+)
 
 
-@torch.library.custom_op("vimunet::causal_conv_silu", mutates_args=(), device_types="cpu")
+@_operator("causal_conv_silu")
 def _conv(signal: Tensor, weight: Tensor, bias: Tensor, orders: Sequence[int]) -> Tensor:
     y = signal.new_empty(weight.shape[0], *signal.shape)
     kernels.convolve(*map(_plain, (signal, weight, bias, y)), list(orders), torch.get_num_threads())
     return y
 
 
-@_conv.register_fake
+@torch.library.register_fake("vimunet::causal_conv_silu")
 def _(signal: Tensor, weight: Tensor, bias: Tensor, orders: Sequence[int]) -> Tensor:
     return signal.new_empty(weight.shape[0], *signal.shape)
 
@@ -316,7 +338,7 @@ def _conv_backward(ctx: Any, grad_y: Tensor) -> tuple[Tensor | None, ...]:
     return *_conv_gradients(grad_y, *ctx.saved_tensors, ctx.orders), None
 
 
-@torch.library.custom_op("vimunet::causal_conv_silu_backward", mutates_args=(), device_types="cpu")
+@_operator("causal_conv_silu_backward")
 def _conv_gradients(
     grad_y: Tensor, signal: Tensor, weight: Tensor, bias: Tensor, orders: Sequence[int]
 ) -> tuple[Tensor, Tensor, Tensor]:
@@ -329,17 +351,19 @@ def _conv_gradients(
     return grads
 
 
-@_conv_gradients.register_fake
+@torch.library.register_fake("vimunet::causal_conv_silu_backward")
 def _(
     grad_y: Tensor, signal: Tensor, weight: Tensor, bias: Tensor, orders: Sequence[int]
 ) -> tuple[Tensor, Tensor, Tensor]:
     return signal.new_empty(signal.shape), torch.empty_like(weight), torch.empty_like(bias)
 
 
-_conv.register_autograd(_conv_backward, setup_context=_conv_context)
+torch.library.register_autograd(
+    "vimunet::causal_conv_silu", _conv_backward, setup_context=_conv_context
+)
 
 
-@torch.library.custom_op("vimunet::instance_norm", mutates_args=(), device_types="cpu")
+@_operator("instance_norm")
 def _norm(maps: Sequence[Tensor], relu: bool, eps: float) -> tuple[Tensor, Tensor, Tensor]:
     """Return the joined and normalised (b, pixels, c) maps, and scale and shift (b, c)."""
     y, scale, shift = _norm_outputs(maps, relu, eps)
@@ -349,7 +373,7 @@ def _norm(maps: Sequence[Tensor], relu: bool, eps: float) -> tuple[Tensor, Tenso
     return y, scale, shift
 
 
-@_norm.register_fake
+@torch.library.register_fake("vimunet::instance_norm")
 def _norm_outputs(maps: Sequence[Tensor], relu: bool, eps: float) -> tuple[Tensor, Tensor, Tensor]:
     batch, pixels, _ = maps[0].shape
     channels = sum(part.shape[2] for part in maps)
@@ -367,7 +391,7 @@ def _norm_backward(ctx: Any, grad_y: Tensor, *_: Tensor | None) -> tuple[Any, ..
     return _norm_gradients(grad_y, maps, ctx.relu, scale, shift), None, None
 
 
-@torch.library.custom_op("vimunet::instance_norm_backward", mutates_args=(), device_types="cpu")
+@_operator("instance_norm_backward")
 def _norm_gradients(
     grad_y: Tensor, maps: Sequence[Tensor], relu: bool, scale: Tensor, shift: Tensor
 ) -> list[Tensor]:
@@ -384,14 +408,16 @@ def _norm_gradients(
     return grads
 
 
-@_norm_gradients.register_fake
+@torch.library.register_fake("vimunet::instance_norm_backward")
 def _(
     grad_y: Tensor, maps: Sequence[Tensor], relu: bool, scale: Tensor, shift: Tensor
 ) -> list[Tensor]:
     return [part.new_empty(part.shape) for part in maps]
 
 
-_norm.register_autograd(_norm_backward, setup_context=_norm_context)
+torch.library.register_autograd(
+    "vimunet::instance_norm", _norm_backward, setup_context=_norm_context
+)
 
 
 def _plain(tensor: Tensor | None) -> Tensor | None:

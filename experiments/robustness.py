@@ -1,0 +1,126 @@
+"""How the score of a model changes when images get worse: curves for its card.
+
+Each test image is changed in one way at a time, as another microscope, camera or user might have
+changed it, and segmented as it then is. Labels change only with the scale.
+
+    python experiments/robustness.py nuclei --data DIR --output DIR
+"""
+
+import argparse
+import sys
+from collections.abc import Callable
+from importlib import import_module
+from pathlib import Path
+
+import numpy as np
+from matplotlib.figure import Figure
+from scipy.ndimage import gaussian_filter
+from tqdm import tqdm
+
+from vimunet.checkpoint import TrainedModel, load_model
+from vimunet.data import Sample
+from vimunet.data.augmentation import resize
+from vimunet.evaluation import evaluate
+from vimunet.files import replacing
+from vimunet.prediction import segment
+
+Change = Callable[[np.ndarray, np.ndarray, float], tuple[np.ndarray, np.ndarray]]
+
+
+def scale(image: np.ndarray, labels: np.ndarray, factor: float) -> tuple[np.ndarray, np.ndarray]:
+    """Magnify by a factor."""
+    size = (round(labels.shape[0] * factor), round(labels.shape[1] * factor))
+    return resize(image, labels, size)
+
+
+def noise(image: np.ndarray, labels: np.ndarray, strength: float) -> tuple[np.ndarray, np.ndarray]:
+    """Add Gaussian noise; the strength is a part of the image's own spread."""
+    rng = np.random.default_rng(0)
+    return image + strength * image.std() * rng.normal(size=image.shape), labels
+
+
+def blur(image: np.ndarray, labels: np.ndarray, sigma: float) -> tuple[np.ndarray, np.ndarray]:
+    """Blur by a Gaussian, its standard deviation in pixels."""
+    return gaussian_filter(image, (0, sigma, sigma)), labels
+
+
+def shade(image: np.ndarray, labels: np.ndarray, strength: float) -> tuple[np.ndarray, np.ndarray]:
+    """Light the image unevenly: from 1 + strength to 1 - strength, corner to corner."""
+    y, x = np.mgrid[-1 : 1 : image.shape[1] * 1j, -1 : 1 : image.shape[2] * 1j]
+    return image * (1 + strength * (y + x) / 2), labels
+
+
+def invert(image: np.ndarray, labels: np.ndarray, on: float) -> tuple[np.ndarray, np.ndarray]:
+    """Exchange bright and dark."""
+    return (image.max() - image if on else image), labels
+
+
+def deepen(image: np.ndarray, labels: np.ndarray, on: float) -> tuple[np.ndarray, np.ndarray]:
+    """Store as a 16-bit camera might: 12 bit of signal above an offset of 500."""
+    unit = (image - image.min()) / max(image.max() - image.min(), 1)
+    return ((500 + 4095 * unit).astype(np.uint16) if on else image), labels
+
+
+CHANGES: dict[str, tuple[Change, tuple[float, ...]]] = {
+    "scale": (scale, (0.5, 0.7, 1.0, 1.4, 2.0)),
+    "noise": (noise, (0.0, 0.1, 0.2, 0.4, 0.8)),
+    "blur": (blur, (0.0, 1.0, 2.0, 3.0)),
+    "shading": (shade, (0.0, 0.3, 0.6, 0.9)),
+    "inversion": (invert, (0.0, 1.0)),
+    "16 bit": (deepen, (0.0, 1.0)),
+}
+"""Each change, and the strengths to try; the unchanged image is among them."""
+
+
+def main() -> None:
+    flags = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    flags.add_argument("name", choices=("nuclei", "phase", "neurites"), help="whose test images")
+    flags.add_argument("--model", help="name or model file; default: the shipped one of that name")
+    flags.add_argument("--data", type=Path, required=True, help="folder with the data set")
+    flags.add_argument("--output", type=Path, required=True, help="folder for table and plot")
+    options = flags.parse_args()
+    sys.path.insert(0, str(Path(__file__).resolve().parent / options.name))
+    samples = getattr(import_module("splits"), options.name)(options.data, "test")
+    curves = measure(load_model(options.model or options.name), samples)
+    with replacing(options.output / "robustness.csv") as temporary:
+        rows = [f"{name},{x:g},{y:.4f}" for name, curve in curves.items() for x, y in curve.items()]
+        temporary.write_text("\n".join(["change,strength,mSA", *rows]) + "\n")
+    draw(curves, options.output / "robustness.png")
+
+
+def measure(model: TrainedModel, samples: list[Sample]) -> dict[str, dict[float, float]]:
+    """Give the mean mSA over the samples for each change and strength."""
+    labelled_pixels_only = "foreground" not in model.representation.channels
+    curves: dict[str, dict[float, float]] = {name: {} for name in CHANGES}
+    cases = [(name, change, x) for name, (change, strengths) in CHANGES.items() for x in strengths]
+    for name, change, strength in tqdm(cases, disable=None):
+        scores = []
+        for sample in samples:
+            image, annotated = sample.read()
+            assert annotated is not None  # the splits only hold samples with labels
+            planes = np.moveaxis(np.atleast_3d(image), 2, 0).astype(np.float32)
+            changed, labels = change(planes, annotated, strength)
+            found = segment(np.moveaxis(changed, 0, 2), model)
+            scores.append(evaluate(found, labels, labelled_pixels_only=labelled_pixels_only)["mSA"])
+        curves[name][strength] = float(np.mean(scores))
+    return curves
+
+
+def draw(curves: dict[str, dict[float, float]], picture: Path) -> None:
+    """Plot one panel per change."""
+    figure = Figure(figsize=(2.1 * len(curves), 2.4), layout="constrained")
+    panels = figure.subplots(1, len(curves), sharey=True)
+    for axes, (name, curve) in zip(panels, curves.items(), strict=True):
+        axes.plot(list(curve), list(curve.values()), marker="o")
+        axes.set(title=name, ylim=(0, 1))
+        axes.grid(alpha=0.3)
+        if len(curve) == 2:
+            axes.set(xticks=(0, 1), xticklabels=("off", "on"), xlim=(-0.5, 1.5))
+    panels[0].set(xscale="log", xticks=[0.5, 1, 2], xticklabels=["0.5", "1", "2"], ylabel="mSA")
+    panels[0].minorticks_off()
+    with replacing(picture) as temporary:
+        figure.savefig(temporary, format="png", dpi=110)
+
+
+if __name__ == "__main__":
+    main()
