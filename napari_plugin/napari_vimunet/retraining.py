@@ -162,7 +162,7 @@ def retrain(
         output=run,
         crop_size=_crop_size(network),
         batch_size=2,
-        lr=1e-3,
+        lr=1e-3,  # more learns a new kind of image sooner, and forgets the old ones sooner
         optimizer="adamw",
         weight_decay=0.01,
         schedule="cosine",
@@ -170,7 +170,7 @@ def retrain(
         val_crops=3,
         val_images=0,
         rotations=True,
-        augment=True,
+        augment=False,  # images of one kind: measured, see experiments/retraining.py
         max_minutes=minutes,
         workers=0,  # processes cannot be forked safely from a program with windows
         device=run_device.type,
