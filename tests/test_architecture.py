@@ -44,6 +44,7 @@ ALLOWED = {
         "representation",
         "semantic_evaluation",
     },
+    "volumes": set(),
 }
 # The command line may use everything; `vimunet/__init__` only lists the public names.
 FREE = {"__init__", "cli"}

@@ -15,7 +15,12 @@ from vimunet.representation import Boundaries
 
 ROOT = Path(__file__).resolve().parents[1]
 MODELS_PAGE = ROOT / "docs" / "models.md"
-DOCUMENTS = [ROOT / "README.md", ROOT / "experiments" / "README.md", MODELS_PAGE]
+DOCUMENTS = [
+    ROOT / "README.md",
+    ROOT / "experiments" / "README.md",
+    ROOT / "napari_plugin" / "README.md",
+    MODELS_PAGE,
+]
 
 
 def blocks(document: Path, language: str) -> list[str]:

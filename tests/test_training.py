@@ -583,6 +583,48 @@ def test_runs_outside_the_main_thread(config):
     assert len(done) == 1
 
 
+def test_progress_tells_each_iteration(config, capfd):
+    told = []
+    best = train(tiny(), Boundaries(), SAMPLES, SAMPLES[:2], config, told.append)
+    assert [step.iteration for step in told] == [1, 2, 3, 4, 5, 6]
+    logged = [float(loss) for loss in column(config.output, "loss")]
+    assert [step.loss for step in told] == pytest.approx(logged)
+    assert [step.score is not None for step in told] == [False, True] * 3
+    assert [len(step.preview) for step in told] == [0, 3] * 3
+    image, target, maps = told[1].preview[0]
+    assert (image.shape, target.shape, maps.shape) == ((1, 16, 16), (2, 16, 16), (2, 16, 16))
+    seconds = [step.seconds for step in told]
+    assert seconds == sorted(seconds)
+    assert told[-1].seconds_left == 0
+    expected = seconds[2] / 3 * 3  # half is done: as long again, but for the start
+    assert 0.3 * expected < told[2].seconds_left < 1.5 * expected
+    assert best.exists()
+    assert capfd.readouterr().err == ""  # no bar: there may be no screen
+
+
+def test_progress_knows_the_time_limit(config):
+    told = []
+    settings = replace(config, iterations=10_000_000, max_minutes=1, validation_interval=3)
+    train(tiny(), Boundaries(), SAMPLES, SAMPLES[:2], settings, lambda step: told.append(step) or 1)
+    assert 55 < told[0].seconds_left < 60
+
+
+def test_progress_ends_the_training_and_keeps_what_was_learnt(config, tmp_path):
+    whole, _ = run(config)
+    parts = tmp_path / "parts"
+    network = tiny()
+    settings = replace(config, output=parts)
+    last = train(
+        network, Boundaries(), SAMPLES, SAMPLES[:2], settings, lambda step: step.iteration == 1
+    )
+    assert last == parts / "last.safetensors"  # it had no time to validate
+    assert column(parts, "val_loss") == [""]
+    assert state_of(parts)["iteration"] == 1
+    continued, _ = run(config, output=parts, resume=True)
+    assert column(parts, "loss") == column(config.output, "loss")
+    assert same(whole.state_dict(), continued.state_dict())
+
+
 def break_iteration(monkeypatch, number, damage):
     original, calls = vimunet.training.loss_for, []
 

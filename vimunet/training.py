@@ -161,12 +161,35 @@ class TrainConfig:
                 )
 
 
+@dataclass(frozen=True)
+class Progress:
+    """How far a training is, after one iteration.
+
+    Attributes:
+        iteration: Iterations done.
+        loss: Loss of this iteration, the mean over the processes.
+        seconds: Time so far, earlier parts of the run included.
+        seconds_left: How long the rest will take, estimated.
+        score: Result of the validation, where there was one.
+        preview: Image (c, y, x), target maps and predicted maps (m, y, x) of a few crops, where
+            there was a validation.
+    """
+
+    iteration: int
+    loss: float
+    seconds: float
+    seconds_left: float
+    score: Score | None = None
+    preview: Sequence[tuple[Tensor, Tensor, Tensor]] = ()
+
+
 def train(
     network: nn.Module,
     representation: Representation,
     train_samples: Sequence[Sample],
     val_samples: Sequence[Sample],
     config: TrainConfig,
+    progress: Callable[[Progress], bool | None] | None = None,
 ) -> Path:
     """Train a network.
 
@@ -179,6 +202,9 @@ def train(
         train_samples: Images with labels to learn from.
         val_samples: Images with labels that decide which model is the best.
         config: Settings.
+        progress: Called after each iteration, instead of the bar on the screen. If it returns
+            True the training ends at once, without another validation; model and state are
+            saved as at any other end. With several processes all of them need one.
 
     Returns:
         Path of the best model. "Best" is the highest mSA (for classes, the highest Dice) on whole
@@ -246,7 +272,9 @@ def train(
     columns = ("iteration", "loss", "lr", *measured(representation), "seconds", "data_seconds")
 
     with (
-        run.open_log(columns, state.iteration, config.iterations, time_limit) as log,
+        run.open_log(
+            columns, state.iteration, config.iterations, time_limit, bar=progress is None
+        ) as log,
         _Signals() as signals,
         memory_kept(),
         torch.random.fork_rng([fabric.device] if fabric.device.type == "cuda" else []),
@@ -293,6 +321,7 @@ def train(
             stop = bool(interrupted or overtime) or state.iteration >= config.iterations
             due = state.iteration % config.validation_interval == 0
             score = None
+            preview: list[tuple[Tensor, Tensor, Tensor]] = []
             if due or (stop and not interrupted):
                 for buffer in network.buffers():  # running means of each process: take the first's
                     buffer.copy_(fabric.broadcast(buffer.cpu()))
@@ -309,9 +338,12 @@ def train(
             state.seconds = time.perf_counter() - started
             times = {"seconds": state.seconds, "data_seconds": data_seconds}
             scores = {name: getattr(score, name, None) for name in measured(representation)}
-            log.write(
+            left = log.write(
                 {"iteration": state.iteration, "loss": mean_loss, "lr": lr, **scores, **times}
             )
+            if progress is not None:
+                told = Progress(state.iteration, mean_loss, state.seconds, left, score, preview)
+                stop |= _average(fabric, float(progress(told) or False))[0] > 0
             if due or stop:
                 info = {**origin, "iteration": state.iteration}
                 run.save_model("last", TrainedModel(network, representation, info=info))

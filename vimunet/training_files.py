@@ -132,7 +132,12 @@ class RunFolder:
         return path
 
     def open_log(
-        self, columns: Sequence[str], iteration: int, iterations: int, seconds: float
+        self,
+        columns: Sequence[str],
+        iteration: int,
+        iterations: int,
+        seconds: float,
+        bar: bool = True,
     ) -> "Log":
         """Start to log after `iteration`; what was logged beyond it is forgotten.
 
@@ -141,12 +146,13 @@ class RunFolder:
             iteration: Iterations already done.
             iterations: Iterations in the end.
             seconds: Seconds in the end, if that comes first.
+            bar: Whether to draw a progress bar.
         """
         if not self.writes:
-            return Log()
+            return Log(iteration, iterations, seconds)
         with replacing(self.folder / "config.json") as temporary:
             temporary.write_text(json.dumps(self.settings, indent=2) + "\n", encoding="utf-8")
-        return _WrittenLog(self.folder, columns, iteration, iterations, seconds)
+        return _WrittenLog(self.folder, columns, iteration, iterations, seconds, bar)
 
     def _check_settings(self) -> None:
         if not self._state_file.is_file():
@@ -169,7 +175,19 @@ class RunFolder:
 
 
 class Log:
-    """Log of a process that does not write."""
+    """Log of a process that does not write; knows how long the rest will take.
+
+    Args:
+        iteration: Iterations already done.
+        iterations: Iterations in the end.
+        seconds: Seconds in the end, if that comes first.
+    """
+
+    def __init__(self, iteration: int, iterations: int, seconds: float):
+        self._first = iteration
+        self._iterations = iterations
+        self._seconds = seconds
+        self._started = time.perf_counter()
 
     def __enter__(self) -> "Log":
         return self
@@ -177,12 +195,18 @@ class Log:
     def __exit__(self, *_: object) -> None:
         self.close()
 
-    def write(self, row: dict[str, Any]) -> None:
+    def write(self, row: dict[str, Any]) -> float:
         """Take note of one iteration.
 
         Args:
             row: Values by column; None for what was not measured.
+
+        Returns:
+            Seconds that are left at the mean pace so far.
         """
+        pace = (time.perf_counter() - self._started) / (row["iteration"] - self._first)
+        left = min((self._iterations - row["iteration"]) * pace, self._seconds - row["seconds"])
+        return max(left, 0.0)
 
     def close(self) -> None:
         """Finish."""
@@ -198,7 +222,9 @@ class _WrittenLog(Log):
         iteration: int,
         iterations: int,
         seconds: float,
+        bar: bool,
     ):
+        super().__init__(iteration, iterations, seconds)
         path = folder / "log.csv"
         kept: list[dict[str, str]] = []
         if iteration:
@@ -216,24 +242,21 @@ class _WrittenLog(Log):
             initial=iteration,
             unit="it",
             bar_format="{percentage:3.0f}%|{bar}| {n_fmt}/{total_fmt} [{rate_fmt}{postfix}]",
-            mininterval=0.5 if sys.stderr.isatty() else 60,
+            mininterval=0.5 if bar and sys.stderr.isatty() else 60,
+            disable=not bar,
         )
-        self._seconds = seconds
-        self._first = iteration
-        self._started = time.perf_counter()
 
-    def write(self, row: dict[str, Any]) -> None:
+    def write(self, row: dict[str, Any]) -> float:
         self._table.writerow({k: f"{v:.9g}" if isinstance(v, float) else v for k, v in row.items()})
         for name, value in row.items():
             if name not in ("iteration", "seconds") and value is not None:
                 self._board.add_scalar(name, value, row["iteration"])
-        done = row["iteration"] - self._first
-        pace = (time.perf_counter() - self._started) / done
-        left = min((self._bar.total - row["iteration"]) * pace, self._seconds - row["seconds"])
+        left = super().write(row)
         self._bar.set_postfix_str(
-            f"loss {row['loss']:.4f}, {tqdm.format_interval(max(left, 0))} left", refresh=False
+            f"loss {row['loss']:.4f}, {tqdm.format_interval(left)} left", refresh=False
         )
         self._bar.update()
+        return left
 
     def close(self) -> None:
         self._file.close()

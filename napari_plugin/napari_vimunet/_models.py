@@ -1,0 +1,111 @@
+"""The list of models: those that come with vimunet, and files; also by drag and drop."""
+
+from pathlib import Path
+from typing import Any
+
+from qtpy.QtCore import QObject, Qt, Signal
+from qtpy.QtWidgets import QFileDialog, QPushButton
+
+from napari_vimunet._controls import button, choice
+from napari_vimunet._tasks import Task, show_problem
+
+_FILTER = "Models (*.safetensors)"
+
+
+class ModelChoice(QObject):
+    """A list (`box`) of models with a button (`open_button`) that adds a file to it.
+
+    PyTorch takes seconds to load. That happens in the background, after which the list is filled
+    and `ready` is sent.
+    """
+
+    changed = Signal()
+    ready = Signal(object)
+
+    def __init__(self, owner: QObject):
+        super().__init__(owner)
+        self.box = choice("Model: one that comes with vimunet, or a file")
+        self.box.addItem("loading PyTorch…")
+        self.box.setEnabled(False)
+        self.open_button: QPushButton = button(
+            "Open…", self._open, "Add a model file (.safetensors); you can also drop it here"
+        )
+        self._files: list[str] = []
+        self._loading = Task(_what_there_is)
+        self._loading.done.connect(self._fill)
+        self._loading.failed.connect(self._fail)
+        self._loading.start()
+
+    @property
+    def choice(self) -> str:
+        """Name of an embedded model, or path of a file.
+
+        Raises:
+            ValueError: If the list is not filled yet, or there is no model.
+        """
+        chosen = self.box.currentData()
+        if chosen is None:
+            raise ValueError(
+                "A model must be chosen. Wait until the list of models is filled, or press Open… "
+                "and take a model file (.safetensors)."
+            )
+        return str(chosen)
+
+    def add_file(self, path: str | Path) -> None:
+        """Add a file to the list and choose it."""
+        path = str(Path(path).resolve())
+        if path not in self._files:
+            self._files.append(path)
+            self._add(Path(path).stem, path, path)
+        self.box.setCurrentIndex(self.box.findData(path))
+
+    def _add(self, name: str, chosen: str, tip: str) -> None:
+        if not self.box.isEnabled():  # its only entry stands for none
+            self.box.clear()
+            self.box.setEnabled(True)
+        self.box.addItem(name, chosen)
+        self.box.setItemData(self.box.count() - 1, tip, Qt.ItemDataRole.ToolTipRole)
+
+    def _fill(self, found: dict[str, Any]) -> None:
+        self.box.blockSignals(True)
+        chosen = self.box.currentData()
+        if not self._files:
+            self.box.clear()
+            self.box.addItem("none: press Open…")
+        for name, purpose in found["models"].items():
+            self._add(name, name, purpose)
+        if chosen is not None:
+            self.box.setCurrentIndex(self.box.findData(chosen))
+        self.box.blockSignals(False)
+        self.box.currentIndexChanged.connect(lambda _: self.changed.emit())
+        self.ready.emit(found)
+        self.changed.emit()
+
+    def _fail(self, error: BaseException) -> None:
+        show_problem(error)
+
+    @property
+    def purpose(self) -> str:
+        """What the chosen model is for, or where it is."""
+        return str(self.box.currentData(Qt.ItemDataRole.ToolTipRole) or "")
+
+    def _open(self) -> None:
+        path, _ = QFileDialog.getOpenFileName(self.box, "Open a model", "", _FILTER)
+        if path:
+            self.add_file(path)
+
+
+def _what_there_is(task: Task) -> dict[str, Any]:
+    """Load PyTorch, and list models and devices."""
+    import torch  # not with this module: the plugin shall open at once
+
+    import vimunet.prediction
+
+    devices = ["auto", "cpu", *(f"cuda:{i}" for i in range(torch.cuda.device_count()))]
+    if torch.backends.mps.is_available():
+        devices.append("mps")
+    return {
+        "models": vimunet.embedded_models(),
+        "devices": devices,
+        "auto": str(vimunet.prediction.choose_device()),
+    }

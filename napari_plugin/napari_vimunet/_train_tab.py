@@ -1,0 +1,255 @@
+"""Train: corrected images are collected in a folder, and the model learns from them."""
+
+import math
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from qtpy.QtCore import Qt
+from qtpy.QtGui import QImage, QPixmap
+from qtpy.QtWidgets import (
+    QDoubleSpinBox,
+    QFileDialog,
+    QHBoxLayout,
+    QLabel,
+    QLineEdit,
+    QListWidget,
+    QVBoxLayout,
+    QWidget,
+)
+
+from napari_vimunet._controls import button, form, guarded, note
+from napari_vimunet._loss_plot import LossPlot
+from napari_vimunet._tasks import Task, TaskPanel, show_seconds
+from napari_vimunet.layers import micrometres, part_of, shown_position
+from napari_vimunet.planes import Planes
+from vimunet.overlay import draw_overlay
+
+FOLDER = Path.home() / "vimunet"
+"""Where training images and models go unless the user chooses another folder."""
+
+_PREVIEW_HEIGHT = 96
+
+
+class TrainTab(QWidget):
+    """The training set, the training, and what came of it."""
+
+    def __init__(self, host: Any):
+        super().__init__()
+        self._host = host
+        self.folder = QLineEdit(str(FOLDER / "training set"))
+        self.folder.setToolTip(
+            "Plain TIFF files in `images` and `labels`: nothing is locked in, other tools can "
+            "read them"
+        )
+        self.folder.editingFinished.connect(self.show_set)
+        choose = button("…", self._choose_folder, "Choose the folder of the training set")
+        choose.setFixedWidth(28)
+        self.names = QListWidget()
+        self.names.setMaximumHeight(84)
+        self.names.setToolTip("Images of the training set")
+        self.add_button = button(
+            "Add shown image",
+            self.add,
+            "Copy the shown image with its corrected labels into the training set",
+        )
+        self.remove_button = button(
+            "Remove", self.remove, "Take the selected images out of the training set"
+        )
+        self.minutes = QDoubleSpinBox()
+        self.minutes.setRange(0.1, 600)
+        self.minutes.setDecimals(1)
+        self.minutes.setValue(5)
+        self.minutes.setSuffix(" min")
+        self.minutes.setToolTip("More images deserve more time; you can stop at any time")
+        self.train_button = button(
+            "Train",
+            self.train,
+            "Let a copy of the chosen model learn from the training set, in the background",
+        )
+        self.train_button.setStyleSheet("font-weight: bold")
+        self.plot = LossPlot()
+        self.preview = QLabel()
+        self.preview.setAlignment(Qt.AlignmentFlag.AlignCenter)
+        self.preview.setToolTip("A piece of a training image: drawn by you, and as found now")
+        self.preview.hide()
+        self.result = note()
+        self.tasks = TaskPanel("")
+        self.tasks.cancel_button.setText("Stop")
+        self.tasks.cancel_button.setToolTip("End now; what was learned so far is kept")
+        self.tasks.changed.connect(self._show_buttons)
+
+        layout = QVBoxLayout(self)
+        folder = QHBoxLayout()
+        folder.addWidget(self.folder, 1)
+        folder.addWidget(choose)
+        buttons = QHBoxLayout()
+        buttons.addWidget(self.add_button, 1)
+        buttons.addWidget(self.remove_button)
+        rows = form()
+        rows.addRow("Folder", folder)
+        layout.addLayout(rows)
+        layout.addWidget(self.names)
+        layout.addLayout(buttons)
+        start = QHBoxLayout()
+        start.addWidget(self.minutes)
+        start.addWidget(self.train_button, 1)
+        layout.addLayout(start)
+        layout.addWidget(self.tasks)
+        layout.addWidget(self.plot)
+        layout.addWidget(self.preview)
+        layout.addWidget(self.result)
+        layout.addStretch()
+
+    def showEvent(self, event: Any) -> None:  # noqa: N802 (Qt's name)
+        """Read the folder again: files may have been added by other means."""
+        self.show_set()
+        super().showEvent(event)
+
+    @property
+    def set_folder(self) -> Path:
+        """Folder of the training set."""
+        return Path(self.folder.text()).expanduser()
+
+    @guarded
+    def show_set(self) -> None:
+        """List the images of the training set."""
+        from napari_vimunet.training_set import TrainingSet
+
+        self.names.clear()
+        if self.set_folder.is_dir():
+            self.names.addItems(TrainingSet(self.set_folder).names())
+        self._show_buttons()
+
+    def _show_buttons(self) -> None:
+        self.train_button.setEnabled(self.names.count() > 0 and not self.tasks.running)
+        self.remove_button.setEnabled(self.names.count() > 0 and not self.tasks.running)
+        if not self.names.count() and not self.tasks.running:
+            self.tasks.say("Correct an image, then add it here. Three images are a good start.")
+
+    def _choose_folder(self) -> None:
+        folder = QFileDialog.getExistingDirectory(self, "Training set", str(self.set_folder))
+        if folder:
+            self.folder.setText(folder)
+            self.show_set()
+
+    def add(self) -> None:
+        """Copy the shown plane of image and labels into the training set."""
+        from napari_vimunet.training_set import TrainingSet
+
+        name, image, labels, pixel_size = self._shown_pair()
+        stored = TrainingSet(self.set_folder).add(name, image, labels, pixel_size=pixel_size)
+        self.show_set()
+        self.tasks.say(f"Added as {stored}.")
+
+    def _shown_pair(self) -> tuple[str, np.ndarray, np.ndarray, tuple[float, float] | None]:
+        """Read the shown plane, cut to the part that the labels cover."""
+        host = self._host
+        layer, image = host.labels.layer, host.images.layer
+        if layer is None or image is None:
+            raise ValueError(
+                "An image and labels must be chosen above to be added. Press Segment first."
+            )
+        planes = host.segment.planes(image)
+        index = host.current_index(image, planes)
+        name = image.name
+        if len(planes.indices()) > 1:
+            name += "_" + "_".join(str(place) for place in index)
+        rows, columns = part_of(layer, image)
+        pixels = planes.plane(index, (rows, columns))
+        whole = slice(0, rows.stop - rows.start), slice(0, columns.stop - columns.start)
+        labels = np.asarray(layer.data[self._labels_index(layer)])
+        return name, pixels[whole], labels, micrometres(image)
+
+    def _labels_index(self, layer: Any) -> tuple[int, ...]:
+        return Planes(layer.data).at(shown_position(layer, self._host.viewer.dims.point))
+
+    def remove(self) -> None:
+        """Take the selected images out of the training set."""
+        from napari_vimunet.training_set import TrainingSet
+
+        names = [item.text() for item in self.names.selectedItems()]
+        if not names:
+            raise ValueError("An image must be selected in the list to be removed.")
+        for name in names:
+            TrainingSet(self.set_folder).remove(name)
+        self.show_set()
+
+    def train(self) -> None:
+        """Start the training."""
+        host = self._host
+        choice = host.models.choice
+        folder, minutes, device = self.set_folder, self.minutes.value(), host.segment.device_name
+        self.plot.clear()
+        self.result.setText("")
+
+        def work(task: Task) -> Any:
+            from napari_vimunet.retraining import retrain
+
+            ended: set[str] = set()
+
+            def show(step: Any) -> bool:
+                if task.stop.is_set():  # each press of Stop ends one phase
+                    task.stop.clear()
+                    ended.add(step.phase)
+                task.hand_over(step)
+                return step.phase in ended
+
+            task.report(0, 0, "Loading the model")
+            model = host.session.load_model(choice)
+            models = folder.parent / "models"
+            return retrain(model, folder, models, minutes, progress=show, device=device)
+
+        self.tasks.run("Training", work, self._finish, self._show_step, keep=True)
+
+    def _show_step(self, step: Any) -> None:
+        texts = {
+            "before": "Scoring the model as it is",
+            "training": f"Iteration {step.iteration}",
+            "after": "Scoring what was learned",
+        }
+        text = texts[step.phase]
+        self.tasks.cancel_button.setEnabled(True)
+        if step.phase == "training":
+            text += f", {show_seconds(step.seconds_left)} left"
+            total = step.seconds + step.seconds_left
+            self.tasks.bar.setRange(0, max(round(total), 1))
+            self.tasks.bar.setValue(round(step.seconds))
+        else:
+            self.tasks.bar.setRange(0, 0)
+        self.tasks.show_text(text)
+        if step.loss is not None:
+            self.plot.add(step.loss)
+        if step.preview:
+            self._show_preview(step.preview)
+
+    def _show_preview(self, crops: list[Any]) -> None:
+        """Show pieces as drawn by the user (above) and as found (below)."""
+        columns = []
+        for crop in crops[:3]:
+            pictures = [draw_overlay(crop.image, labels) for labels in (crop.labels, crop.found)]
+            columns.append(np.concatenate(pictures))
+        picture = np.ascontiguousarray(np.concatenate(columns, axis=1))
+        rows, width = picture.shape[:2]
+        image = QImage(picture.data, width, rows, 3 * width, QImage.Format.Format_RGB888)
+        self.preview.setPixmap(
+            QPixmap.fromImage(image).scaledToHeight(
+                2 * _PREVIEW_HEIGHT, Qt.TransformationMode.SmoothTransformation
+            )
+        )
+        self.preview.show()
+
+    def _finish(self, found: Any) -> None:
+        """Put the new model into the list, and say whether it is better."""
+        self._host.models.add_file(found.path)
+        kind = "not used for the training" if found.held_out else "which it was trained on"
+        names = ", ".join(found.scored_on)
+        text = f"<b>{found.path.stem}</b> is chosen above now. "
+        if math.isnan(found.before) or math.isnan(found.after):
+            text += "It was stopped before it was scored."
+        else:
+            text += (
+                f"mSA on {names} ({kind}): <b>{found.before:.2f}</b> before, "
+                f"<b>{found.after:.2f}</b> after."
+            )
+        self.result.setText(text)

@@ -1,0 +1,62 @@
+"""Labels to files: label TIFF, ROIs for ImageJ."""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from napari_vimunet.export import write_rois
+from napari_vimunet.label_files import Place, write_label_tiff
+
+FILTERS = ("Label TIFF (*.tif)", "ImageJ ROIs (*.zip)")
+"""Kinds of files, as a dialog names them."""
+
+
+def write_tiff(path: str, data: Any, attributes: dict[str, Any]) -> list[str]:
+    """Write a label TIFF; what napari calls to save a layer."""
+    write_label_tiff(path, data, _place(data, attributes))
+    return [path]
+
+
+def write_imagej_rois(path: str, data: Any, attributes: dict[str, Any]) -> list[str]:
+    """Write the outlines of the objects for ImageJ; what napari calls to save a layer."""
+    labels = np.asarray(data)
+    write_rois(path, labels.reshape(-1, *labels.shape[-2:]) if labels.ndim > 2 else labels)
+    return [path]
+
+
+def save_labels(path: str | Path, layer: Any, kind: str = "") -> Path:
+    """Write the labels of a layer.
+
+    Args:
+        path: File to write. Its ending decides, or else `kind` gives it one.
+        layer: The Labels layer.
+        kind: One of `FILTERS`.
+
+    Returns:
+        The file.
+    """
+    path = Path(path)
+    endings = {".tif": write_tiff, ".tiff": write_tiff}
+    endings[".zip"] = write_imagej_rois
+    if path.suffix.lower() not in endings:
+        ending = dict(zip(FILTERS, (".tif", ".zip"), strict=True)).get(kind, ".tif")
+        path = path.with_name(path.name + ending)
+    attributes = {
+        "scale": layer.scale,
+        "translate": layer.translate,
+        "units": layer.units,
+        "axis_labels": layer.axis_labels,
+    }
+    endings[path.suffix.lower()](str(path), layer.data, attributes)
+    return path
+
+
+def _place(data: Any, attributes: dict[str, Any]) -> Place:
+    return Place.of(
+        data.ndim,
+        attributes.get("scale"),
+        attributes.get("translate"),
+        attributes.get("units"),
+        attributes.get("axis_labels"),
+    )

@@ -1,0 +1,128 @@
+"""Labels as TIFF files that keep scale, place and units; any program can read the numbers.
+
+Zlib-compressed 16-bit TIFF, 32-bit where there are more objects, one page per slice. The size of a
+pixel is in the resolution tags, all of the rest as JSON text in the description.
+"""
+
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import tifffile
+from numpy.typing import NDArray
+
+from vimunet.files import replacing
+
+_MARK = "labels of vimunet"
+_CENTIMETRES = {"meter": 1e2, "millimeter": 1e-1, "micrometer": 1e-4, "nanometer": 1e-7}
+
+
+class Place(NamedTuple):
+    """Where labels lie: one entry for each axis.
+
+    Attributes:
+        scale: Length of a pixel.
+        translate: Where the first pixel is.
+        units: Name of the unit, "pixel" or "micrometer" for example.
+        axes: Name of the axis.
+    """
+
+    scale: tuple[float, ...]
+    translate: tuple[float, ...]
+    units: tuple[str, ...]
+    axes: tuple[str, ...]
+
+    @classmethod
+    def of(
+        cls,
+        ndim: int,
+        scale: Sequence[float] | None = None,
+        translate: Sequence[float] | None = None,
+        units: Sequence[Any] | None = None,
+        axes: Sequence[str] | None = None,
+    ) -> "Place":
+        """Fill what is not known."""
+        return cls(
+            tuple(float(length) for length in (scale if scale is not None else [1] * ndim)),
+            tuple(float(place) for place in (translate if translate is not None else [0] * ndim)),
+            tuple(str(unit) for unit in (units or ["pixel"] * ndim)),
+            tuple(str(axis) for axis in (axes or "tzyx"[-ndim:] if ndim <= 4 else [""] * ndim)),
+        )
+
+    def without(self, dropped: Sequence[int]) -> "Place":
+        """Leave out axes."""
+        kept = [axis for axis in range(len(self.scale)) if axis not in dropped]
+        fields: Any = (tuple(field[axis] for axis in kept) for field in self)
+        return Place(*fields)
+
+
+def write_label_tiff(path: str | Path, labels: Any, place: Place | None = None) -> None:
+    """Write labels, completely or not at all; an existing file is replaced.
+
+    Args:
+        path: File to write, ending in .tif or .tiff.
+        labels: (..., y, x) integer labels, an array or anything indexed like one; read slice by
+            slice. Leading axes of length 1 are left out.
+        place: Where they lie.
+
+    Raises:
+        ValueError: If the file name has another ending, or a label is negative or does not fit
+            into 32 bits.
+        TypeError: If the labels are not integers.
+    """
+    path = Path(path)
+    if path.suffix.lower() not in (".tif", ".tiff"):
+        raise ValueError(f"`path` must end in .tif or .tiff, got {path}.")
+    if np.dtype(labels.dtype).kind not in "iu":
+        raise TypeError(f"`labels` must be integers, got {labels.dtype}.")
+    dropped = [axis for axis, length in enumerate(labels.shape[:-2]) if length == 1]
+    kept = (Place.of(labels.ndim) if place is None else place).without(dropped)
+    shape = tuple(length for axis, length in enumerate(labels.shape) if axis not in dropped)
+    low = min(int(plane.min(initial=0)) for plane in _planes(labels))
+    high = max(int(plane.max(initial=0)) for plane in _planes(labels))
+    if low < 0 or high >= 2**32:
+        raise ValueError(f"`labels` must lie in 0 ... {2**32 - 1}, got {low} ... {high}.")
+    dtype = np.dtype(np.uint16 if high < 2**16 else np.uint32)
+    centimetre = _CENTIMETRES.get(kept.units[-1])
+    resolution: dict[str, Any] = {}
+    if centimetre is not None and kept.units[-1] == kept.units[-2]:
+        lengths = (kept.scale[-1] * centimetre, kept.scale[-2] * centimetre)
+        resolution = {
+            "resolution": tuple(1 / length for length in lengths),
+            "resolutionunit": "CENTIMETER",
+        }
+    with replacing(path) as temporary:
+        tifffile.imwrite(
+            temporary,
+            (plane.astype(dtype) for plane in _planes(labels)),
+            shape=shape,
+            dtype=dtype,
+            photometric="minisblack",
+            compression="zlib",
+            metadata={"content": _MARK, **kept._asdict()},
+            **resolution,
+        )
+
+
+def read_label_tiff(path: str | Path) -> tuple[NDArray, Place]:
+    """Read what `write_label_tiff` wrote.
+
+    Raises:
+        ValueError: If the file was written by something else.
+    """
+    with tifffile.TiffFile(path) as file:
+        notes = (file.shaped_metadata or ({},))[0]
+        if notes.get("content") != _MARK:
+            raise ValueError(
+                f"{path} must be a label TIFF of vimunet. Open it with napari's own reader, and "
+                "turn the image into labels by a right click on its layer."
+            )
+        labels = file.asarray()
+    fields = {name: tuple(notes[name]) for name in Place._fields}
+    return labels, Place(**fields)
+
+
+def _planes(labels: Any) -> Iterator[NDArray]:
+    for index in np.ndindex(*labels.shape[:-2]):
+        yield np.asarray(labels[index])

@@ -1,0 +1,240 @@
+"""What the plugin knows about each of its results, and for how long; no Qt.
+
+A `Segmentation` belongs to one Labels layer. It remembers where the labels come from (planes,
+model, thresholds) and what the plugin wrote, so that it can tell its own labels from corrected
+ones, which it never replaces. Maps are kept in a `MapCache` of limited size.
+"""
+
+import hashlib
+from collections import OrderedDict
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+from weakref import WeakKeyDictionary
+
+import numpy as np
+
+import vimunet
+from napari_vimunet.planes import Box, Index, Planes
+from napari_vimunet.segmentation import PlaneMaps, PredictionOptions
+
+if TYPE_CHECKING:
+    from vimunet.checkpoint import TrainedModel
+    from vimunet.representation import Representation
+
+MAP_CACHE_BYTES = 1 << 30
+"""Memory for the maps of all results together; the ones used longest ago are dropped first."""
+
+
+@dataclass
+class PlaneState:
+    """What the plugin wrote into one plane of a Labels layer.
+
+    Attributes:
+        representation: The thresholds that were used.
+        digest: Of the labels as they were written.
+        first: Number of the first object.
+        count: How many numbers are reserved for this plane.
+        objects: How many objects were found (for classes: how many besides background).
+        touched: Whether the labels were edited since.
+    """
+
+    representation: "Representation"
+    digest: bytes
+    first: int
+    count: int
+    objects: int
+    touched: bool = False
+
+    def emptied(self, labels: np.ndarray) -> "PlaneState":
+        """Describe the same plane without objects; `labels` are its zeros."""
+        return replace(self, digest=_digest(labels), objects=0, touched=False)
+
+
+@dataclass(eq=False)
+class Segmentation:
+    """Where the labels of a layer come from.
+
+    Attributes:
+        planes: The image.
+        box: The part of each plane that was segmented.
+        model_name: As it was chosen.
+        model: What was loaded.
+        options: How its network was run.
+        states: What was written, for each plane that was segmented.
+    """
+
+    planes: Planes
+    box: Box
+    model_name: str
+    model: "TrainedModel"
+    options: PredictionOptions
+    states: dict[Index, PlaneState] = field(default_factory=dict)
+
+    @property
+    def name(self) -> str:
+        """Name of the model for people."""
+        return Path(self.model_name).stem
+
+    @property
+    def labels_shape(self) -> tuple[int, ...]:
+        """Shape of the Labels layer."""
+        return (*self.planes.leading, *(part.stop - part.start for part in self.box))
+
+    def fits(self, other: "Segmentation") -> bool:
+        """Tell whether the planes of `other` belong into the same layer."""
+        return (
+            self.planes.data is other.planes.data
+            and (self.planes.channel_axis, self.planes.channel, self.box)
+            == (other.planes.channel_axis, other.planes.channel, other.box)
+            and self.model is other.model
+        )
+
+    def is_corrected(self, index: Index, labels: np.ndarray) -> bool:
+        """Tell whether a plane holds labels that the plugin did not write itself.
+
+        Args:
+            index: The plane.
+            labels: (y, x) what the layer holds there now.
+        """
+        state = self.states.get(index)
+        if state is None:
+            return bool(labels.any())
+        return state.touched or state.digest != _digest(labels)
+
+    def write(
+        self, index: Index, labels: np.ndarray, representation: "Representation", data: np.ndarray
+    ) -> None:
+        """Put the labels of one plane into the data of the layer.
+
+        Objects of different planes get different numbers, classes keep theirs.
+
+        Args:
+            index: The plane.
+            labels: (y, x) int32 labels, 0 background, 1..n (or classes).
+            representation: The thresholds with which they were found.
+            data: (..., y, x) data of the layer, changed in place.
+        """
+        highest = int(labels.max(initial=0))
+        if representation.labels_are_classes:
+            first, count = 1, highest
+            objects = int(np.unique(labels[labels > 0]).size)
+        else:
+            first, count = self._reserve(index, highest)
+            objects = highest
+            labels = np.where(labels > 0, labels + (first - 1), 0)
+        data[index] = labels
+        self.states[index] = PlaneState(representation, _digest(data[index]), first, count, objects)
+
+    def _reserve(self, index: Index, count: int) -> tuple[int, int]:
+        """Find numbers for `count` objects that no other plane has."""
+        before = self.states.get(index)
+        if before is not None and count <= before.count:
+            return before.first, before.count
+        others = [s.first + s.count for i, s in self.states.items() if i != index]
+        return max(others, default=1), count
+
+
+class MapCache:
+    """Maps of planes, dropped in the order of their last use once they need too much memory.
+
+    Args:
+        limit: Most memory in bytes. The maps added last always stay.
+    """
+
+    def __init__(self, limit: int = MAP_CACHE_BYTES):
+        self.limit = limit
+        self._maps: OrderedDict[tuple[int, Index], PlaneMaps] = OrderedDict()
+
+    def put(self, segmentation: Segmentation, index: Index, maps: PlaneMaps) -> None:
+        """Keep the maps of a plane, in the place of earlier ones."""
+        self._maps[id(segmentation), index] = maps
+        self._maps.move_to_end((id(segmentation), index))
+        while len(self._maps) > 1 and self.nbytes > self.limit:
+            self._maps.popitem(last=False)
+
+    def get(self, segmentation: Segmentation, index: Index) -> PlaneMaps | None:
+        """Give the maps of a plane, or None if they were dropped or never made."""
+        maps = self._maps.get((id(segmentation), index))
+        if maps is not None:
+            self._maps.move_to_end((id(segmentation), index))
+        return maps
+
+    def copy(self, source: Segmentation, target: Segmentation) -> None:
+        """Give `target` the maps of `source` too."""
+        for (owner, index), maps in list(self._maps.items()):
+            if owner == id(source):
+                self._maps[id(target), index] = maps
+
+    def forget(self, segmentation: Segmentation) -> None:
+        """Drop all maps of a result."""
+        for key in [key for key in self._maps if key[0] == id(segmentation)]:
+            del self._maps[key]
+
+    @property
+    def nbytes(self) -> int:
+        """Memory in use, in bytes; maps that two results share count once."""
+        return sum({id(maps): maps.nbytes for maps in self._maps.values()}.values())
+
+
+class Session:
+    """The results and models of one open plugin.
+
+    Attributes:
+        maps: The maps of the results.
+        tuned: Thresholds that the user set, for each model by its name as it was chosen.
+    """
+
+    def __init__(self) -> None:
+        self.maps = MapCache()
+        self.tuned: dict[str, Representation] = {}
+        self._of_layer: WeakKeyDictionary[Any, Segmentation] = WeakKeyDictionary()
+        self._loaded: dict[str, tuple[tuple[int, int], TrainedModel]] = {}
+
+    def segmentation(self, layer: Any) -> Segmentation | None:
+        """Tell where the labels of a layer come from; None if not from this plugin."""
+        return None if layer is None else self._of_layer.get(layer)
+
+    def source(self, layer: Any) -> Segmentation:
+        """Tell where the labels of a layer of this plugin come from."""
+        segmentation = self._of_layer.get(layer)
+        assert segmentation is not None, f"{layer} was not made by this plugin"
+        return segmentation
+
+    def remember(self, layer: Any, segmentation: Segmentation) -> None:
+        """Connect a Labels layer with where its labels come from."""
+        self._of_layer[layer] = segmentation
+
+    def forget(self, layer: Any) -> None:
+        """Free the memory of a layer that was removed."""
+        segmentation = self._of_layer.pop(layer, None)
+        if segmentation is not None:
+            self.maps.forget(segmentation)
+
+    def thresholds(self, segmentation: Segmentation) -> "Representation":
+        """Give the thresholds to use now: those the user set last, or else the model's."""
+        return self.tuned.get(segmentation.model_name, segmentation.model.representation)
+
+    def load_model(self, choice: str) -> "TrainedModel":
+        """Load an embedded model by its name, or a file by its path.
+
+        What was loaded before is taken again unless the file changed. May be called from any
+        thread.
+
+        Raises:
+            FileNotFoundError: See `vimunet.load_model`.
+            ValueError: See `vimunet.load_model`.
+        """
+        stamp = (0, 0)
+        if Path(choice).is_file():
+            status = Path(choice).stat()
+            stamp = (status.st_mtime_ns, status.st_size)
+        known = self._loaded.get(choice)
+        if known is None or known[0] != stamp:
+            known = (stamp, vimunet.load_model(choice))
+            self._loaded[choice] = known
+        return known[1]
+
+
+def _digest(labels: np.ndarray) -> bytes:
+    return hashlib.blake2b(np.ascontiguousarray(labels).data, digest_size=16).digest()
