@@ -48,6 +48,11 @@ class Show:
         self.viewer.window.add_dock_widget(self.widget, name="vimunet")
         wait(self.widget.models.box.isEnabled)
 
+    def clear(self) -> None:
+        """Remove all layers, and let napari draw before it gets new ones."""
+        self.viewer.layers.clear()
+        wait(lambda: True)
+
     def picture(self, name: str) -> None:
         """Write a picture of the whole window."""
         wait(lambda: True)
@@ -64,7 +69,7 @@ class Show:
 
     def segment(self, image: np.ndarray, name: str, **place: Any) -> Any:
         """Press Segment for a new image."""
-        self.viewer.layers.clear()
+        self.clear()
         self.viewer.add_image(image, name=name, **place)
         self.viewer.reset_view()
         self.tab("segment").button.click()
@@ -114,7 +119,7 @@ def main(output: Path, minutes: float) -> None:
         samples = SAMPLES / "nuclei" / "train"
         names = [path.stem for path in list_images(samples / "images")][:4]
         for name in names:
-            viewer.layers.clear()
+            show.clear()
             viewer.add_image(read_image(samples / "images" / f"{name}.png"), name=name)
             viewer.add_labels(
                 read_labels(samples / "labels" / f"{name}.tif").astype(int), name="corrected"
@@ -157,6 +162,6 @@ def _joined_pair(found: np.ndarray, truth: np.ndarray) -> tuple[Any, Any]:
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--output", type=Path, default=Path("docs/images"))
-    parser.add_argument("--minutes", type=float, default=1.0, help="of the training")
+    parser.add_argument("--minutes", type=float, default=3.0, help="of the training")
     options = parser.parse_args()
     main(options.output, options.minutes)

@@ -56,6 +56,7 @@ def main() -> None:
     pauses: list[float] = []
     for name, image in images.items():
         viewer.layers.clear()
+        QApplication.processEvents()  # napari must draw before it gets new layers
         viewer.add_image(image)
         seconds = []
         for _ in range(REPEATS + 1):

@@ -61,11 +61,12 @@ def one_viewer(qapp):
 
 
 @pytest.fixture
-def viewer(one_viewer):
+def viewer(one_viewer, qapp):
     """An empty viewer."""
     notification_manager.records.clear()
     yield one_viewer
     one_viewer.layers.clear()
+    qapp.processEvents()  # napari must draw before it gets new layers, or OpenGL crashes
     one_viewer.window._qt_window.hide()
 
 
