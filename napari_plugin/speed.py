@@ -84,7 +84,7 @@ def main() -> None:
     strokes: dict[str, Callable[[np.ndarray], np.ndarray]] = {
         "split": lambda point: np.array([point - (0, 3), point + (0, 3)]),
         "cut": lambda point: np.array([point - (40, 0), point + (40, 0)]),
-        "merge": lambda point: np.array([point - (0, 30), point + (0, 30)]),
+        "merge": lambda point: np.array([point - (0, 90), point + (0, 90)]),
         "delete": lambda point: point[None],
         "redraw": lambda point: point + np.array([(-9, -9), (-9, 9), (9, 9), (9, -9)]),
     }

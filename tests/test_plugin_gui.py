@@ -29,7 +29,7 @@ pytest.importorskip("pytestqt", reason="the plugin's tests need pytest-qt: pip i
 
 import napari
 from napari.utils.notifications import notification_manager
-from napari_vimunet import _tasks, correction
+from napari_vimunet import _reader, _tasks, correction
 from napari_vimunet._correct_tab import STROKE, TOOLS
 from napari_vimunet._sample_data import nuclei
 from napari_vimunet._widget import VimunetWidget
@@ -1013,6 +1013,37 @@ def test_labels_saved_and_opened_again(viewer, widget, cells, segment, tmp_path,
     other = tmp_path / "other_labels.tif"
     assert layer.save(str(other), plugin="vimunet") == [str(other)]
     assert np.array_equal(tifffile.imread(other), layer.data)
+
+
+def test_ome_zarr_and_rois(viewer, widget, cells, segment, tmp_path, monkeypatch):
+    roifile = pytest.importorskip("roifile")
+    viewer.add_image(np.stack([cells] * 2), name="cells", scale=(3, 0.5, 0.5), units="um")
+    layer = segment()
+    names = iter(
+        [
+            (str(tmp_path / "cells_labels"), "OME-Zarr (*.ome.zarr)"),
+            (str(tmp_path / "cells"), "ImageJ ROIs (*.zip)"),
+        ]
+    )
+    monkeypatch.setattr(
+        "napari_vimunet._measure_tab.QFileDialog.getSaveFileName", lambda *_: next(names)
+    )
+    widget.measure.save_button.click()
+    widget.measure.save_button.click()
+    assert not messages()
+    (again,) = viewer.open(tmp_path / "cells_labels.ome.zarr", plugin="vimunet")
+    assert np.array_equal(again.data, layer.data)
+    assert np.allclose(again.scale, layer.scale)
+    assert again.units == layer.units
+    outlines = roifile.roiread(tmp_path / "cells.zip")
+    assert len(outlines) == len(np.unique(layer.data)) - 1
+
+
+def test_reader_leaves_other_files_alone(tmp_path):
+    tifffile.imwrite(tmp_path / "their_labels.tif", np.ones((5, 5), np.uint8))
+    assert _reader.get_reader(str(tmp_path / "their_labels.tif")) is None
+    assert _reader.get_reader(str(tmp_path)) is None
+    assert _reader.get_reader([str(tmp_path / "a_labels.tif")]) is None
 
 
 # Tasks
