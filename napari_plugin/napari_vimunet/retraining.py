@@ -162,7 +162,7 @@ def retrain(
         output=run,
         crop_size=_crop_size(network),
         batch_size=2,
-        lr=5e-4,
+        lr=1e-3,
         optimizer="adamw",
         weight_decay=0.01,
         schedule="cosine",
