@@ -16,6 +16,7 @@ import numpy as np
 from napari_vimunet._sample_data import SAMPLES
 from napari_vimunet._widget import VimunetWidget
 from napari_vimunet.layers import camera
+from PIL import Image
 from qtpy.QtWidgets import QApplication
 from skimage.measure import label, regionprops
 
@@ -57,7 +58,8 @@ class Show:
         """Write a picture of the whole window."""
         wait(lambda: True)
         path = self.output / f"plugin_{name}.png"
-        self.viewer.window.screenshot(str(path), canvas_only=False, flash=False)
+        window = self.viewer.window.screenshot(canvas_only=False, flash=False)
+        Image.fromarray(window[..., :3]).save(path, optimize=True)
         print(path)
 
     def tab(self, name: str) -> Any:
@@ -128,7 +130,7 @@ def main(output: Path, minutes: float) -> None:
             train.add_button.click()
         train.minutes.setValue(minutes)
         train.train_button.click()
-        learned = lambda: not train.preview.isHidden() and len(train.plot.values) > 20  # noqa: E731
+        learned = lambda: not train.preview.isHidden() and len(train.plot.values) > 5  # noqa: E731
         wait(lambda: learned() or not train.tasks.running)
         show.picture("train")
         wait(lambda: not train.tasks.running)

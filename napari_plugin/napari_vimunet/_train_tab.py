@@ -22,13 +22,12 @@ from qtpy.QtWidgets import (
 
 from napari_vimunet._controls import button, form, guarded, note
 from napari_vimunet._loss_plot import LossPlot
+from napari_vimunet._models import FOLDER
 from napari_vimunet._tasks import Task, TaskPanel, show_seconds
 from napari_vimunet.layers import micrometres, part_of, shown_position
 from napari_vimunet.planes import Planes
+from napari_vimunet.training_set import TrainingSet
 from vimunet.overlay import draw_overlay
-
-FOLDER = Path.home() / "vimunet"
-"""Where training images and models go unless the user chooses another folder."""
 
 _MOST_CROPS = 2
 _GAP = 8
@@ -129,8 +128,6 @@ class TrainTab(QWidget):
     @guarded
     def show_set(self) -> None:
         """List the images of the training set."""
-        from napari_vimunet.training_set import TrainingSet
-
         self.names.clear()
         if self.set_folder.is_dir():
             self.names.addItems(TrainingSet(self.set_folder).names())
@@ -150,8 +147,6 @@ class TrainTab(QWidget):
 
     def add(self) -> None:
         """Copy the shown plane of image and labels into the training set."""
-        from napari_vimunet.training_set import TrainingSet
-
         name, image, labels, pixel_size = self._shown_pair()
         stored = TrainingSet(self.set_folder).add(name, image, labels, pixel_size=pixel_size)
         self.show_set()
@@ -181,8 +176,6 @@ class TrainTab(QWidget):
 
     def remove(self) -> None:
         """Take the selected images out of the training set."""
-        from napari_vimunet.training_set import TrainingSet
-
         names = [item.text() for item in self.names.selectedItems()]
         if not names:
             raise ValueError("An image must be selected in the list to be removed.")
@@ -199,7 +192,7 @@ class TrainTab(QWidget):
         self.result.setText("")
 
         def work(task: Task) -> Any:
-            from napari_vimunet.retraining import retrain
+            from napari_vimunet.retraining import retrain  # loads PyTorch and Lightning
 
             ended: set[str] = set()
 
