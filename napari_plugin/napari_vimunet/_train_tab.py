@@ -16,6 +16,7 @@ from qtpy.QtWidgets import (
     QLineEdit,
     QListWidget,
     QScrollArea,
+    QSizePolicy,
     QVBoxLayout,
     QWidget,
 )
@@ -31,6 +32,7 @@ from vimunet.overlay import draw_overlay
 
 _MOST_CROPS = 2
 _GAP = 8
+_SCROLL_BAR = 18  # takes its room as soon as the pictures are there
 
 
 class TrainTab(QWidget):
@@ -74,6 +76,7 @@ class TrainTab(QWidget):
         self.preview = QLabel()
         self.preview.setAlignment(Qt.AlignmentFlag.AlignCenter)
         self.preview.setToolTip("A piece of a training image: drawn by you, and as found now")
+        self.preview.setSizePolicy(QSizePolicy.Policy.Ignored, QSizePolicy.Policy.Minimum)
         self.preview.hide()
         self.caption = note("Pieces of your images: as you drew them (left), as found now (right)")
         self.caption.hide()
@@ -244,7 +247,7 @@ class TrainTab(QWidget):
         image = QImage(picture.data, width, height, 3 * width, QImage.Format.Format_RGB888)
         self.preview.setPixmap(
             QPixmap.fromImage(image).scaledToWidth(
-                self.plot.width(), Qt.TransformationMode.SmoothTransformation
+                self.plot.width() - _SCROLL_BAR, Qt.TransformationMode.SmoothTransformation
             )
         )
         self.preview.show()
