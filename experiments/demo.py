@@ -18,6 +18,7 @@ import imagecodecs
 import numpy as np
 import tifffile
 from matplotlib.figure import Figure
+from PIL import Image
 
 import vimunet
 from vimunet import TrainedModel
@@ -28,6 +29,7 @@ from vimunet.models.compiled import bfloat16_is_fast
 from vimunet.overlay import draw_overlay
 from vimunet.training import TrainConfig, train
 
+_SIDE = 360
 SAMPLES = Path(vimunet.__file__).parent / "data" / "samples"
 
 
@@ -40,6 +42,8 @@ def main() -> None:
     for name, purpose in vimunet.embedded_models().items():
         print(f"\n`{name}`: {purpose}")
         score(vimunet.load_model(name), samples(name, "test"), options.output / name)
+
+    draw_models(options.output)
 
     student, kind = "nuclei", "phase"
     lessons = samples(kind, "train")
@@ -70,8 +74,8 @@ def main() -> None:
     print(f"\nmSA on images of `{kind}`: {before:.3f} before learning, {after:.3f} after")
     draw_loss(run / "log.csv", options.output / "loss.png")
     print(
-        f"\nTo look at, in {options.output}: */labels/*.tif, */overlays/*.png (found on the left, "
-        f"annotated on the right), loss.png, and the model, {best.relative_to(options.output)}"
+        f"\nTo look at, in {options.output}: models.png, */labels/*.tif, */overlays/*.png (found "
+        f"on the left, annotated on the right), loss.png, and {best.relative_to(options.output)}"
     )
 
 
@@ -113,6 +117,18 @@ def score(model: TrainedModel, images: list[Sample], output: Path) -> float:
     means = np.mean(rows, axis=0)
     print("{:<44}{:>8.3f}{:>8.3f}{:>9.3f}".format("mean", *means))
     return float(means[1])
+
+
+def draw_models(output: Path) -> None:
+    """Put one overlay of each shipped model side by side: `models.png`, as in the README."""
+    pictures = []
+    for name in vimunet.embedded_models():
+        pair = Image.open(min((output / name / "overlays").iterdir()))
+        found = pair.crop((0, 0, pair.width // 2, pair.height))
+        pictures.append(np.asarray(found.resize((_SIDE, _SIDE * found.height // found.width))))
+    height = min(len(picture) for picture in pictures)
+    row = np.concatenate([picture[:height] for picture in pictures], axis=1)
+    (output / "models.png").write_bytes(imagecodecs.png_encode(row))
 
 
 def draw_loss(log: Path, picture: Path) -> None:

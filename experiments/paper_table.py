@@ -1,0 +1,236 @@
+"""The paper's comparison on the stand-ins: every network for the same minutes, one table.
+
+    python experiments/paper_table.py train --stand-in FOLDER --runs RUNS
+    python experiments/paper_table.py report --runs RUNS
+
+`train` makes the runs one after the other, each alone for the same time, and leaves out those that
+are finished; leave the machine to it. `report` writes `experiments/results/paper_table.md` and its
+figure from what is there.
+"""
+
+import argparse
+import json
+import os
+import statistics
+import subprocess
+import sys
+from collections import defaultdict
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from matplotlib.figure import Figure
+
+from vimunet.files import replacing
+from vimunet.models import build_model
+
+HERE = Path(__file__).resolve().parent
+RESULTS = HERE / "results"
+
+
+@dataclass(frozen=True)
+class Run:
+    """One training.
+
+    Attributes:
+        data: "em" or "phase".
+        form: "boundaries" or "distances".
+        model: Name of the network.
+        seed: Of weights and crops.
+    """
+
+    data: str
+    form: str
+    model: str
+    seed: int = 0
+
+    @property
+    def name(self) -> str:
+        """Folder of the run."""
+        return f"{self.data}_{self.form}_{self.model}_{self.seed}"
+
+    @property
+    def script(self) -> Path:
+        """Folder of the experiment."""
+        return HERE / {"em": "cremi", "phase": "livecell"}[self.data]
+
+
+MODELS = ("unet", "unetr_b", "vim_t", "vim_s", "vmunet", "umamba_bot")
+RUNS = [
+    *(Run("em", "boundaries", model) for model in MODELS),
+    *(Run("em", "boundaries", model, seed) for model in ("unet", "vim_t") for seed in (1, 2)),
+    *(Run("phase", form, model) for form in ("boundaries", "distances") for model in MODELS),
+]
+OPTIONS = {"umamba_bot": ("--option", "image_size=256")}
+"""Planned for its crops, as nnU-Net does."""
+
+PUBLISHED = {
+    ("em", "boundaries"): {
+        "unet": 0.354,
+        "unetr_b": 0.285,
+        "vim_t": 0.518,
+        "vim_s": 0.530,
+        "umamba_bot": 0.471,
+    },
+    ("phase", "boundaries"): {
+        "unet": 0.372,
+        "unetr_b": 0.110,
+        "vim_t": 0.269,
+        "vim_s": 0.274,
+        "umamba_bot": 0.234,
+    },
+    ("phase", "distances"): {"unet": 0.429, "unetr_b": 0.145, "vim_t": 0.381, "vim_s": 0.397},
+}
+"""mSA after 100,000 iterations on CREMI and LIVECell: figure 2 of Archit & Pape 2024."""
+
+
+def main() -> None:
+    flags = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    commands = flags.add_subparsers(dest="command", required=True)
+    command = commands.add_parser("train", help="make the runs that are missing")
+    command.add_argument("--stand-in", type=Path, required=True, help="folder with the stand-ins")
+    command.add_argument("--runs", type=Path, required=True, help="folder of all runs")
+    command.add_argument("--minutes", type=float, default=20.0, help="of each training")
+    command.add_argument("--only", nargs="+", choices=[run.name for run in RUNS], metavar="NAME")
+    command = commands.add_parser("report", help="write the table and the figure")
+    command.add_argument("--runs", type=Path, required=True, help="folder of all runs")
+    command.add_argument("--output", type=Path, default=RESULTS, help="folder of the table")
+    options = flags.parse_args()
+    if options.command == "report":
+        report(options.runs, options.output)
+        return
+    for run in RUNS:
+        folder = options.runs / run.name
+        if (options.only is None or run.name in options.only) and not is_done(folder):
+            train(run, folder, options.stand_in, options.minutes)
+
+
+def is_done(folder: Path) -> bool:
+    """Tell whether a run was trained and scored."""
+    return (folder / "scores" / "summary.json").exists()
+
+
+def train(run: Run, folder: Path, stand_in: Path, minutes: float) -> None:
+    """Train and score in fresh processes, and note the memory that the training needed."""
+    print(f"{run.name}: {minutes:g} minutes", flush=True)
+    training = [
+        *(run.script / "train.py", "--stand-in", stand_in, "--output", folder),
+        *("--model", run.model, "--representation", run.form, "--seed", run.seed),
+        *("--max-minutes", minutes, "--crop-size", 256, "--precision", "bf16", "--rotations"),
+        *("--validation-interval", 100_000, *OPTIONS.get(run.model, ())),
+        *(["--resume"] if (folder / "training_state.pt").exists() else []),
+    ]
+    process = subprocess.Popen([sys.executable, *map(str, training)])
+    _, status, usage = os.wait4(process.pid, 0)
+    if status:
+        raise RuntimeError(f"{run.name}: the training failed, see above.")
+    (folder / "peak_kilobytes").write_text(str(usage.ru_maxrss))
+    scoring = [
+        *(run.script / "evaluate.py", "--stand-in", stand_in),
+        *("--model", folder / "last.safetensors", "--output", folder / "scores"),
+    ]
+    subprocess.run([sys.executable, *map(str, scoring)], check=True, stdout=subprocess.DEVNULL)
+
+
+def report(runs: Path, output: Path) -> None:
+    """Write `paper_table.md`, `paper_table.png` and the summary of each run."""
+    groups: dict[tuple[str, str], dict[str, list[dict[str, Any]]]] = {}
+    for run in RUNS:
+        if is_done(runs / run.name):
+            text = (runs / run.name / "scores" / "summary.json").read_text()
+            with replacing(output / "paper_table" / f"{run.name}.json") as temporary:
+                temporary.write_text(text)
+            group = groups.setdefault((run.data, run.form), defaultdict(list))
+            group[run.model].append(json.loads(text) | memory(runs / run.name))
+    lines = [line for key, models in groups.items() for line in section(key, models)]
+    with replacing(output / "paper_table.md") as temporary:
+        temporary.write_text("\n".join(["# The paper's comparison on the stand-ins", *lines, ""]))
+    draw(groups, output / "paper_table.png")
+
+
+def memory(folder: Path) -> dict[str, Any]:
+    """Read the peak memory of a training, if it is known."""
+    file = folder / "peak_kilobytes"
+    return {"peak_gib": int(file.read_text()) / 2**20} if file.exists() else {}
+
+
+def section(key: tuple[str, str], models: dict[str, list[dict[str, Any]]]) -> Iterator[str]:
+    """Write the table of one data set and one form of maps."""
+    yield f"\n## {'Neurites, EM' if key[0] == 'em' else 'Cells, phase contrast'}: {key[1]}\n"
+    header = (
+        *("network", "parameters", "seeds", "iterations", "seconds per iteration"),
+        *("memory, GiB", "val mSA", "test mSA", "seconds per test image", "published mSA"),
+    )
+    yield f"| {' | '.join(header)} |"
+    yield f"|{'---|' * len(header)}"
+    ceiling = 0.0
+    for model, summaries in models.items():
+        first = summaries[0]
+        args = first["network"]["model_args"]
+        count = sum(p.numel() for p in build_model(model, **args).parameters())
+        iterations = [summary["info"]["iteration"] for summary in summaries]
+        minutes = first["info"]["config"]["max_minutes"]
+        ceiling = first["test"]["ceiling"]["mSA"]
+        peaks = [summary["peak_gib"] for summary in summaries if "peak_gib" in summary]
+        cells = (
+            f"`{model}`",
+            f"{count / 1e6:.1f} M",
+            str(len(summaries)),
+            ", ".join(map(str, iterations)),
+            f"{60 * minutes / statistics.mean(iterations):.2f}",
+            f"{max(peaks):.1f}" if peaks else "",
+            spread([summary["val"]["tuned"]["mSA"] for summary in summaries]),
+            scores(summaries),
+            f"{first['test']['median_seconds_per_image']:.2f}",
+            shown(PUBLISHED[key][model]) if model in PUBLISHED[key] else "",
+        )
+        yield f"| {' | '.join(cells)} |"
+    yield f"\nCeiling of the test images: {shown(ceiling)}."
+
+
+def scores(summaries: Sequence[dict[str, Any]]) -> str:
+    """Write the tuned test scores; of a single run with its confidence interval."""
+    tuned = [summary["test"]["tuned"] for summary in summaries]
+    if len(tuned) > 1:
+        return spread([score["mSA"] for score in tuned])
+    low, high = tuned[0]["mSA_confidence"]
+    return f"{shown(tuned[0]['mSA'])} ({shown(low)}-{shown(high)})"
+
+
+def spread(values: Sequence[float]) -> str:
+    """Write a mean, and the standard deviation of several seeds."""
+    text = shown(statistics.mean(values))
+    return text if len(values) == 1 else f"{text} ± {shown(statistics.stdev(values))}"
+
+
+def shown(score: float) -> str:
+    """Write three digits.
+
+    Examples:
+        >>> shown(0.1234), shown(1.0)
+        ('.123', '1.000')
+    """
+    return f"{score:.3f}".removeprefix("0")
+
+
+def draw(groups: dict[tuple[str, str], dict[str, list[dict[str, Any]]]], picture: Path) -> None:
+    """Plot the test scores beside the published ones."""
+    figure = Figure(figsize=(4 * max(1, len(groups)), 3.5), layout="constrained")
+    panels = figure.subplots(1, max(1, len(groups)), sharey=True, squeeze=False)[0]
+    for axes, (key, models) in zip(panels, groups.items(), strict=False):
+        for place, (model, summaries) in enumerate(models.items()):
+            values = [summary["test"]["tuned"]["mSA"] for summary in summaries]
+            axes.bar(place, statistics.mean(values), color="C0", width=0.6)
+            axes.plot([place] * len(values), values, "k.", markersize=4)
+            if model in PUBLISHED[key]:
+                axes.plot(place, PUBLISHED[key][model], "C1D", markersize=6)
+        axes.set(xticks=range(len(models)), title=f"{key[0]}, {key[1]}", ylim=(0, 1))
+        axes.set_xticklabels(list(models), rotation=45, ha="right")
+    panels[0].set_ylabel("mSA; diamonds: published, full data")
+    with replacing(picture) as temporary:
+        figure.savefig(temporary, format="png", dpi=110)
+
+
+if __name__ == "__main__":
+    main()
