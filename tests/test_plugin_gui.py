@@ -4,6 +4,7 @@ Needs a display: `xvfb-run` gives one on Linux (`make test` uses it). Skipped wi
 Times are those of the processor, so that other work on the machine does not count.
 """
 
+import math
 import os
 import shutil
 import subprocess
@@ -36,6 +37,7 @@ from napari_vimunet._correct_tab import STROKE, TOOLS
 from napari_vimunet._sample_data import nuclei
 from napari_vimunet._widget import VimunetWidget
 from napari_vimunet.layers import camera
+from napari_vimunet.retraining import Retrained
 from npe2 import PluginManager, PluginManifest
 from qtpy.QtCore import QMimeData, QPoint, Qt, QUrl
 from qtpy.QtGui import QDropEvent
@@ -920,15 +922,30 @@ def test_training_in_the_background(viewer, widget, train, cells, segment, qtbot
     train.train_button.click()
     assert not train.train_button.isEnabled()
     assert widget.segment.button.isEnabled(), "segmenting goes on meanwhile"
-    qtbot.waitUntil(lambda: not train.tasks.running, timeout=WAIT)
+    qtbot.waitUntil(lambda: not train.tasks.running, timeout=5 * WAIT)
     assert not messages()
     assert len(train.plot.values) > 0
-    assert "before" in train.result.text()
-    assert widget.models.choice.endswith(".safetensors")
-    vimunet.load_model(widget.models.choice)
     assert not train.preview.pixmap().isNull()
+    assert "before" in train.result.text()
+    widget.models.box.setCurrentIndex(widget.models.box.count() - 1)
+    assert widget.models.choice.endswith(".safetensors")
     segment()
     assert widget.session.source(widget.labels.layer).model_name == widget.models.choice
+
+
+def test_only_a_better_model_is_chosen(widget, train, slow_model, tmp_path):
+    for name, before, after, chosen in (
+        ("worse", 0.6, 0.5, False),
+        ("better", 0.5, 0.6, True),
+        ("stopped", math.nan, math.nan, True),
+    ):
+        path = tmp_path / f"{name}.safetensors"
+        shutil.copy(slow_model, path)
+        widget.models.box.setCurrentText("nuclei")
+        train._finish(Retrained(path, ("a",), ("b",), True, before, after, 9, 1.0))
+        assert widget.models.box.findText(name) > 0
+        assert (widget.models.choice == str(path)) == chosen
+        assert ("it is worse" in train.result.text()) == (not chosen)
 
 
 def test_stopped_training_keeps_what_was_learned(viewer, widget, train, cells, segment, qtbot):
@@ -941,10 +958,9 @@ def test_stopped_training_keeps_what_was_learned(viewer, widget, train, cells, s
     start = time.process_time()
     train.tasks.cancel_button.click()
     qtbot.waitUntil(lambda: not train.tasks.running, timeout=WAIT)
-    assert time.process_time() - start < 5
-    assert "is chosen above now" in train.result.text()
-    vimunet.load_model(widget.models.choice)
-    assert widget.models.choice.endswith(".safetensors")
+    assert time.process_time() - start < 10
+    assert train.result.text()
+    vimunet.load_model(widget.models.box.itemData(widget.models.box.count() - 1))
 
 
 # Measure
