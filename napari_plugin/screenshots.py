@@ -16,6 +16,7 @@ import numpy as np
 from napari_vimunet._sample_data import SAMPLES
 from napari_vimunet._widget import VimunetWidget
 from napari_vimunet.layers import camera
+from PIL import Image
 from qtpy.QtWidgets import QApplication
 from skimage.measure import label, regionprops
 
@@ -48,11 +49,17 @@ class Show:
         self.viewer.window.add_dock_widget(self.widget, name="vimunet")
         wait(self.widget.models.box.isEnabled)
 
+    def clear(self) -> None:
+        """Remove all layers, and let napari draw before it gets new ones."""
+        self.viewer.layers.clear()
+        wait(lambda: True)
+
     def picture(self, name: str) -> None:
         """Write a picture of the whole window."""
         wait(lambda: True)
         path = self.output / f"plugin_{name}.png"
-        self.viewer.window.screenshot(str(path), canvas_only=False, flash=False)
+        window = self.viewer.window.screenshot(canvas_only=False, flash=False)
+        Image.fromarray(window[..., :3]).save(path, optimize=True)
         print(path)
 
     def tab(self, name: str) -> Any:
@@ -64,7 +71,7 @@ class Show:
 
     def segment(self, image: np.ndarray, name: str, **place: Any) -> Any:
         """Press Segment for a new image."""
-        self.viewer.layers.clear()
+        self.clear()
         self.viewer.add_image(image, name=name, **place)
         self.viewer.reset_view()
         self.tab("segment").button.click()
@@ -114,7 +121,7 @@ def main(output: Path, minutes: float) -> None:
         samples = SAMPLES / "nuclei" / "train"
         names = [path.stem for path in list_images(samples / "images")][:4]
         for name in names:
-            viewer.layers.clear()
+            show.clear()
             viewer.add_image(read_image(samples / "images" / f"{name}.png"), name=name)
             viewer.add_labels(
                 read_labels(samples / "labels" / f"{name}.tif").astype(int), name="corrected"
@@ -123,7 +130,7 @@ def main(output: Path, minutes: float) -> None:
             train.add_button.click()
         train.minutes.setValue(minutes)
         train.train_button.click()
-        learned = lambda: not train.preview.isHidden() and len(train.plot.values) > 20  # noqa: E731
+        learned = lambda: not train.preview.isHidden() and len(train.plot.values) > 5  # noqa: E731
         wait(lambda: learned() or not train.tasks.running)
         show.picture("train")
         wait(lambda: not train.tasks.running)
@@ -157,6 +164,6 @@ def _joined_pair(found: np.ndarray, truth: np.ndarray) -> tuple[Any, Any]:
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--output", type=Path, default=Path("docs/images"))
-    parser.add_argument("--minutes", type=float, default=1.0, help="of the training")
+    parser.add_argument("--minutes", type=float, default=3.0, help="of the training")
     options = parser.parse_args()
     main(options.output, options.minutes)

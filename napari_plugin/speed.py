@@ -56,6 +56,7 @@ def main() -> None:
     pauses: list[float] = []
     for name, image in images.items():
         viewer.layers.clear()
+        QApplication.processEvents()  # napari must draw before it gets new layers
         viewer.add_image(image)
         seconds = []
         for _ in range(REPEATS + 1):
@@ -83,7 +84,7 @@ def main() -> None:
     strokes: dict[str, Callable[[np.ndarray], np.ndarray]] = {
         "split": lambda point: np.array([point - (0, 3), point + (0, 3)]),
         "cut": lambda point: np.array([point - (40, 0), point + (40, 0)]),
-        "merge": lambda point: np.array([point - (0, 30), point + (0, 30)]),
+        "merge": lambda point: np.array([point - (0, 90), point + (0, 90)]),
         "delete": lambda point: point[None],
         "redraw": lambda point: point + np.array([(-9, -9), (-9, 9), (9, 9), (9, -9)]),
     }

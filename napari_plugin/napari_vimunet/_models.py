@@ -9,11 +9,16 @@ from qtpy.QtWidgets import QFileDialog, QPushButton
 from napari_vimunet._controls import button, choice
 from napari_vimunet._tasks import Task, show_problem
 
+FOLDER = Path.home() / "vimunet"
+"""Where training images and models go unless the user chooses another folder."""
+
 _FILTER = "Models (*.safetensors)"
 
 
 class ModelChoice(QObject):
     """A list (`box`) of models with a button (`open_button`) that adds a file to it.
+
+    It begins with the models that come with vimunet and those that were trained in `FOLDER`.
 
     PyTorch takes seconds to load. That happens in the background, after which the list is filled
     and `ready` is sent.
@@ -74,6 +79,10 @@ class ModelChoice(QObject):
             self.box.addItem("none: press Open…")
         for name, purpose in found["models"].items():
             self._add(name, name, purpose)
+        for path in sorted((FOLDER / "models").glob("*.safetensors")):
+            if str(path) not in self._files:
+                self._files.append(str(path))
+                self._add(path.stem, str(path), str(path))
         if chosen is not None:
             self.box.setCurrentIndex(self.box.findData(chosen))
         self.box.blockSignals(False)

@@ -209,6 +209,7 @@ class SegmentTab(QWidget):
         """Add the maps of the chosen labels as image layers."""
         host = self._host
         layer, segmentation = host.result()
+        chosen = host.images.layer
         channels = segmentation.model.representation.channels
         stacks = np.zeros((len(channels), *segmentation.labels_shape), np.float32)
         for index in segmentation.states:
@@ -226,6 +227,8 @@ class SegmentTab(QWidget):
             )
             host.viewer.layers.move(host.viewer.layers.index(image), 0)
         host.viewer.layers.selection.active = layer
+        if chosen is not None:
+            host.images.choose(chosen)  # not the maps, though they are the newest images
 
     def show_summary(self) -> None:
         """Say what is in the chosen labels."""

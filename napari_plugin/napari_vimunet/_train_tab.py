@@ -1,6 +1,7 @@
 """Train: corrected images are collected in a folder, and the model learns from them."""
 
 import math
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,21 +15,24 @@ from qtpy.QtWidgets import (
     QLabel,
     QLineEdit,
     QListWidget,
+    QScrollArea,
+    QSizePolicy,
     QVBoxLayout,
     QWidget,
 )
 
 from napari_vimunet._controls import button, form, guarded, note
 from napari_vimunet._loss_plot import LossPlot
+from napari_vimunet._models import FOLDER
 from napari_vimunet._tasks import Task, TaskPanel, show_seconds
 from napari_vimunet.layers import micrometres, part_of, shown_position
 from napari_vimunet.planes import Planes
+from napari_vimunet.training_set import TrainingSet
 from vimunet.overlay import draw_overlay
 
-FOLDER = Path.home() / "vimunet"
-"""Where training images and models go unless the user chooses another folder."""
-
-_PREVIEW_HEIGHT = 96
+_MOST_CROPS = 2
+_GAP = 8
+_SCROLL_BAR = 18  # takes its room as soon as the pictures are there
 
 
 class TrainTab(QWidget):
@@ -72,14 +76,19 @@ class TrainTab(QWidget):
         self.preview = QLabel()
         self.preview.setAlignment(Qt.AlignmentFlag.AlignCenter)
         self.preview.setToolTip("A piece of a training image: drawn by you, and as found now")
+        self.preview.setSizePolicy(QSizePolicy.Policy.Ignored, QSizePolicy.Policy.Minimum)
         self.preview.hide()
+        self.caption = note("Pieces of your images: as you drew them (left), as found now (right)")
+        self.caption.hide()
         self.result = note()
         self.tasks = TaskPanel("")
         self.tasks.cancel_button.setText("Stop")
         self.tasks.cancel_button.setToolTip("End now; what was learned so far is kept")
         self.tasks.changed.connect(self._show_buttons)
 
-        layout = QVBoxLayout(self)
+        inside = QWidget()
+        layout = QVBoxLayout(inside)
+        layout.setContentsMargins(0, 0, 0, 0)
         folder = QHBoxLayout()
         folder.addWidget(self.folder, 1)
         folder.addWidget(choose)
@@ -97,9 +106,17 @@ class TrainTab(QWidget):
         layout.addLayout(start)
         layout.addWidget(self.tasks)
         layout.addWidget(self.plot)
-        layout.addWidget(self.preview)
         layout.addWidget(self.result)
+        layout.addWidget(self.caption)
+        layout.addWidget(self.preview)
         layout.addStretch()
+        scroll = QScrollArea()  # a plot and pictures: more than a small screen has room for
+        scroll.setWidget(inside)
+        scroll.setWidgetResizable(True)
+        scroll.setFrameShape(QScrollArea.Shape.NoFrame)
+        scroll.setHorizontalScrollBarPolicy(Qt.ScrollBarPolicy.ScrollBarAlwaysOff)
+        outer = QVBoxLayout(self)
+        outer.addWidget(scroll)
 
     def showEvent(self, event: Any) -> None:  # noqa: N802 (Qt's name)
         """Read the folder again: files may have been added by other means."""
@@ -114,8 +131,6 @@ class TrainTab(QWidget):
     @guarded
     def show_set(self) -> None:
         """List the images of the training set."""
-        from napari_vimunet.training_set import TrainingSet
-
         self.names.clear()
         if self.set_folder.is_dir():
             self.names.addItems(TrainingSet(self.set_folder).names())
@@ -135,8 +150,6 @@ class TrainTab(QWidget):
 
     def add(self) -> None:
         """Copy the shown plane of image and labels into the training set."""
-        from napari_vimunet.training_set import TrainingSet
-
         name, image, labels, pixel_size = self._shown_pair()
         stored = TrainingSet(self.set_folder).add(name, image, labels, pixel_size=pixel_size)
         self.show_set()
@@ -166,8 +179,6 @@ class TrainTab(QWidget):
 
     def remove(self) -> None:
         """Take the selected images out of the training set."""
-        from napari_vimunet.training_set import TrainingSet
-
         names = [item.text() for item in self.names.selectedItems()]
         if not names:
             raise ValueError("An image must be selected in the list to be removed.")
@@ -184,7 +195,7 @@ class TrainTab(QWidget):
         self.result.setText("")
 
         def work(task: Task) -> Any:
-            from napari_vimunet.retraining import retrain
+            from napari_vimunet.retraining import retrain  # loads PyTorch and Lightning
 
             ended: set[str] = set()
 
@@ -223,33 +234,43 @@ class TrainTab(QWidget):
         if step.preview:
             self._show_preview(step.preview)
 
-    def _show_preview(self, crops: list[Any]) -> None:
-        """Show pieces as drawn by the user (above) and as found (below)."""
-        columns = []
-        for crop in crops[:3]:
-            pictures = [draw_overlay(crop.image, labels) for labels in (crop.labels, crop.found)]
-            columns.append(np.concatenate(pictures))
-        picture = np.ascontiguousarray(np.concatenate(columns, axis=1))
-        rows, width = picture.shape[:2]
-        image = QImage(picture.data, width, rows, 3 * width, QImage.Format.Format_RGB888)
+    def _show_preview(self, crops: Sequence[Any]) -> None:
+        """Show pieces of training images: drawn by the user (left) and found (right)."""
+        rows = [
+            np.concatenate([draw_overlay(crop.image, crop.labels), gap, found], axis=1)
+            for crop in crops[:_MOST_CROPS]
+            for found in [draw_overlay(crop.image, crop.found)]
+            for gap in [np.zeros((len(found), _GAP, 3), np.uint8)]
+        ]
+        picture = np.ascontiguousarray(np.concatenate(rows))
+        height, width = picture.shape[:2]
+        image = QImage(picture.data, width, height, 3 * width, QImage.Format.Format_RGB888)
         self.preview.setPixmap(
-            QPixmap.fromImage(image).scaledToHeight(
-                2 * _PREVIEW_HEIGHT, Qt.TransformationMode.SmoothTransformation
+            QPixmap.fromImage(image).scaledToWidth(
+                self.plot.width() - _SCROLL_BAR, Qt.TransformationMode.SmoothTransformation
             )
         )
         self.preview.show()
+        self.caption.show()
 
     def _finish(self, found: Any) -> None:
         """Put the new model into the list, and say whether it is better."""
-        self._host.models.add_file(found.path)
-        kind = "not used for the training" if found.held_out else "which it was trained on"
-        names = ", ".join(found.scored_on)
-        text = f"<b>{found.path.stem}</b> is chosen above now. "
+        models = self._host.models
+        before = models.box.currentIndex()
+        models.add_file(found.path)
+        text = f"<b>{found.path.stem}</b> is chosen above now."
+        if found.after < found.before:
+            models.box.setCurrentIndex(before)
+            text = (
+                f"<b>{found.path.stem}</b> is in the list above, but not chosen: it is worse. "
+                "Train longer, or with more images."
+            )
         if math.isnan(found.before) or math.isnan(found.after):
-            text += "It was stopped before it was scored."
+            text += " It was stopped before it was scored."
         else:
+            kind = "not used for the training" if found.held_out else "which it was trained on"
             text += (
-                f"mSA on {names} ({kind}): <b>{found.before:.2f}</b> before, "
-                f"<b>{found.after:.2f}</b> after."
+                f"<br>mSA on {', '.join(found.scored_on)} ({kind}): <b>{found.before:.2f}</b> "
+                f"before, <b>{found.after:.2f}</b> after."
             )
         self.result.setText(text)

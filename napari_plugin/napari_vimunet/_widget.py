@@ -77,7 +77,7 @@ class VimunetWidget(QWidget):
         self.setMinimumWidth(320)
         self.setAcceptDrops(True)
 
-        self.tabs.currentChanged.connect(lambda _: self.correct.stop_tool())
+        self.tabs.currentChanged.connect(lambda _: self.say(""))
         connect(self, self.viewer.dims.events.current_step, self._show_plane)
         connect(self, self.viewer.layers.events.inserted, self._watch_edits)
         connect(self, self.viewer.layers.events.removed, self._forget)

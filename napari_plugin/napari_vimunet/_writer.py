@@ -1,4 +1,4 @@
-"""Labels to files: label TIFF, ROIs for ImageJ."""
+"""Labels to files: label TIFF, OME-Zarr, ROIs for ImageJ."""
 
 from pathlib import Path
 from typing import Any
@@ -7,14 +7,33 @@ import numpy as np
 
 from napari_vimunet.export import write_rois
 from napari_vimunet.label_files import Place, write_label_tiff
+from vimunet.volumes import write_ome_zarr_labels
 
-FILTERS = ("Label TIFF (*.tif)", "ImageJ ROIs (*.zip)")
+FILTERS = ("Label TIFF (*.tif)", "OME-Zarr (*.ome.zarr)", "ImageJ ROIs (*.zip)")
 """Kinds of files, as a dialog names them."""
 
 
 def write_tiff(path: str, data: Any, attributes: dict[str, Any]) -> list[str]:
     """Write a label TIFF; what napari calls to save a layer."""
     write_label_tiff(path, data, _place(data, attributes))
+    return [path]
+
+
+def write_ome_zarr(path: str, data: Any, attributes: dict[str, Any]) -> list[str]:
+    """Write an OME-Zarr; what napari calls to save a layer."""
+    place = _place(data, attributes)
+    dropped = tuple(axis for axis, length in enumerate(data.shape[:-2]) if length == 1)
+    if dropped:
+        data, place = np.asarray(data).squeeze(dropped), place.without(dropped)
+    axes = "".join(place.axes)
+    write_ome_zarr_labels(
+        path,
+        data,
+        scale=place.scale,
+        translate=place.translate,
+        units=place.units,
+        axes=axes if axes in ("yx", "zyx", "tyx", "tzyx") else None,
+    )
     return [path]
 
 
@@ -37,10 +56,14 @@ def save_labels(path: str | Path, layer: Any, kind: str = "") -> Path:
         The file.
     """
     path = Path(path)
-    endings = {".tif": write_tiff, ".tiff": write_tiff}
-    endings[".zip"] = write_imagej_rois
+    endings = {
+        ".tif": write_tiff,
+        ".tiff": write_tiff,
+        ".zarr": write_ome_zarr,
+        ".zip": write_imagej_rois,
+    }
     if path.suffix.lower() not in endings:
-        ending = dict(zip(FILTERS, (".tif", ".zip"), strict=True)).get(kind, ".tif")
+        ending = dict(zip(FILTERS, (".tif", ".ome.zarr", ".zip"), strict=True)).get(kind, ".tif")
         path = path.with_name(path.name + ending)
     attributes = {
         "scale": layer.scale,

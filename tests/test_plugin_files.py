@@ -1,0 +1,61 @@
+"""Label TIFF files of the plugin: numbers, scale and units come back; nothing else is taken."""
+
+import numpy as np
+import pytest
+import tifffile
+from napari_vimunet.label_files import Place, read_label_tiff, write_label_tiff
+
+
+def test_round_trip_of_a_stack(tmp_path, rng):
+    labels = rng.integers(0, 300, (3, 20, 30)).astype(np.int64)
+    place = Place((2.0, 0.5, 0.25), (0.0, 10.0, -3.0), ("pixel", "micrometer", "micrometer"), "zyx")
+    write_label_tiff(tmp_path / "a.tif", labels, place)
+    again, found = read_label_tiff(tmp_path / "a.tif")
+    assert again.dtype == np.uint16
+    assert np.array_equal(again, labels)
+    assert found == place._replace(axes=("z", "y", "x"))
+    with tifffile.TiffFile(tmp_path / "a.tif") as file:
+        tags = file.pages[0].tags
+        # 0.25 µm per pixel in x are 40,000 pixels per centimetre, 0.5 µm in y 20,000.
+        assert np.divide(*tags["XResolution"].value) == pytest.approx(40_000)
+        assert np.divide(*tags["YResolution"].value) == pytest.approx(20_000)
+        assert len(file.pages) == 3
+
+
+def test_many_objects_need_32_bits(tmp_path):
+    write_label_tiff(tmp_path / "a.tif", np.array([[0, 65_535]]))
+    assert tifffile.imread(tmp_path / "a.tif").dtype == np.uint16
+    write_label_tiff(tmp_path / "a.tif", np.array([[0, 65_536]]))
+    assert tifffile.imread(tmp_path / "a.tif").dtype == np.uint32
+
+
+def test_axes_of_length_one_are_left_out(tmp_path):
+    place = Place.of(4, (1, 5, 2, 3), axes="tcyx")
+    write_label_tiff(tmp_path / "a.tif", np.ones((4, 1, 5, 6), int), place)
+    labels, found = read_label_tiff(tmp_path / "a.tif")
+    assert labels.shape == (4, 5, 6)
+    assert found.scale == (1, 2, 3)
+    assert found.axes == ("t", "y", "x")
+
+
+@pytest.mark.parametrize(
+    ("labels", "error", "message"),
+    [
+        (np.ones((3, 3)), TypeError, "must be integers, got float64"),
+        (np.array([[-1, 2]]), ValueError, r"must lie in 0 ... 4294967295, got -1 ... 2"),
+        (np.array([[0, 2**32]]), ValueError, "got 0 ... 4294967296"),
+    ],
+)
+def test_what_is_no_label_image_is_not_written(tmp_path, labels, error, message):
+    tifffile.imwrite(tmp_path / "a.tif", np.ones((2, 2), np.uint8))
+    with pytest.raises(error, match=message):
+        write_label_tiff(tmp_path / "a.tif", labels)
+    assert tifffile.imread(tmp_path / "a.tif").shape == (2, 2), "the old file stays"
+    with pytest.raises(ValueError, match="must end in .tif or .tiff"):
+        write_label_tiff(tmp_path / "a.png", np.ones((2, 2), int))
+
+
+def test_files_of_others_are_not_taken(tmp_path):
+    tifffile.imwrite(tmp_path / "a.tif", np.ones((2, 2), np.uint8))
+    with pytest.raises(ValueError, match="must be a label TIFF of vimunet"):
+        read_label_tiff(tmp_path / "a.tif")

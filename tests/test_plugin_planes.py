@@ -1,0 +1,179 @@
+"""What the plugin reads of a layer, and what it knows of its results; no display needed."""
+
+import threading
+
+import numpy as np
+import pytest
+import torch
+from napari_vimunet.planes import Planes
+from napari_vimunet.segmentation import (
+    CancelledError,
+    PlaneMaps,
+    PredictionOptions,
+    interruptible,
+    predict_plane,
+)
+from napari_vimunet.session import MapCache, Segmentation, Session
+
+import vimunet
+from vimunet.representation import Boundaries
+
+WHOLE = (slice(0, 4), slice(0, 5))
+
+
+@pytest.fixture
+def model():
+    torch.manual_seed(0)
+    return vimunet.TrainedModel(vimunet.build_model("unet", features=4).eval(), Boundaries())
+
+
+@pytest.fixture
+def segmentation(model):
+    planes = Planes(np.zeros((3, 4, 5)))
+    return Segmentation(planes, WHOLE, "mine.safetensors", model, PredictionOptions())
+
+
+def test_planes_of_a_series_with_channels():
+    data = np.arange(2 * 3 * 4 * 5).reshape(2, 3, 4, 5)
+    planes = Planes(data, channel_axis=1, channel=2)
+    assert planes.leading == (2, 1)
+    assert planes.labels_shape == (2, 1, 4, 5)
+    assert planes.indices() == [(0, 0), (1, 0)]
+    assert np.array_equal(planes.plane((1, 0))[WHOLE], data[1, 2])
+    part = planes.plane((1, 0), (slice(1, 3), slice(2, 5)))
+    assert part.shape == (2, 3)
+    assert np.array_equal(part[slice(0, 2), slice(1, 3)], data[1, 2, 1:3, 3:5])
+    together = Planes(data, channel_axis=1).plane((0, 0))
+    assert together.shape == (4, 5, 3)
+    assert np.array_equal(together[WHOLE], np.moveaxis(data[0], 0, -1))
+
+
+def test_position_becomes_the_nearest_plane():
+    planes = Planes(np.zeros((4, 2, 6, 6)), channel_axis=1)
+    assert planes.at((2.4, 1.0)) == (2, 0)
+    assert planes.at((2.6, 0.0)) == (3, 0)
+    assert planes.at((-7.0, 5.0)) == (0, 0)
+
+
+def test_colours_are_no_planes():
+    planes = Planes(np.zeros((4, 5, 3)), rgb=True)
+    assert planes.indices() == [()]
+    assert planes.plane(()).shape == (4, 5, 3)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"data": np.zeros(5)}, r"axes \(y, x\), got shape \(5,\)"),
+        ({"data": np.zeros((3, 0))}, r"at least one pixel .* got shape \(3, 0\)"),
+        ({"data": np.zeros((3, 4, 5)), "channel_axis": 1}, "one of the 1 axes .* got 1"),
+        ({"data": np.zeros((3, 4, 5)), "channel_axis": 0, "channel": 3}, "below 3, .* got 3"),
+    ],
+)
+def test_what_has_no_planes_says_so(options, message):
+    with pytest.raises(ValueError, match=message):
+        Planes(**options)
+
+
+def test_missing_pixels_are_read_as_the_mean_of_the_others():
+    image = np.array([[1.0, np.nan, 3.0], [np.inf, 8.0, 4.0]], np.float32)
+    plane = Planes(image).plane(())
+    missing = plane.fill_missing()
+    assert np.array_equal(missing, ~np.isfinite(image))
+    assert np.array_equal(plane[slice(0, 2), slice(0, 3)], [[1, 4, 3], [4, 8, 4]])
+    assert Planes(np.ones((2, 2))).plane(()).fill_missing() is None
+    assert Planes(np.ones((2, 2), int)).plane(()).fill_missing() is None
+    with pytest.raises(ValueError, match="finite pixels"):
+        Planes(np.full((2, 2), np.nan)).plane(()).fill_missing()
+
+
+def test_prediction_is_that_of_vimunet(model, rng):
+    image = rng.normal(size=(40, 50)).astype(np.float32)
+    maps = predict_plane(
+        Planes(image).plane(()), model, PredictionOptions(), lambda *_: None, threading.Event()
+    )
+    assert np.array_equal(maps.maps, vimunet.predict(image, model))
+    assert maps.missing is None
+
+
+def test_prediction_ends_within_the_network(model, rng):
+    stop = threading.Event()
+    layers = []
+    for module in model.network.modules():
+        module.register_forward_pre_hook(lambda module, _: (layers.append(module), stop.set()))
+    with pytest.raises(CancelledError):
+        predict_plane(
+            Planes(rng.normal(size=(40, 50))).plane(()),
+            model,
+            PredictionOptions(),
+            lambda *_: None,
+            stop,
+        )
+    assert len(layers) <= 2, "only the first layer was asked"
+    stop.clear()
+    with interruptible(model.network, stop):
+        pass
+    assert all(len(module._forward_pre_hooks) == 1 for module in model.network.modules())
+
+
+def test_objects_of_planes_have_numbers_of_their_own(segmentation):
+    data = np.zeros(segmentation.labels_shape, np.int32)
+    found = np.zeros((4, 5), np.int32)
+    found[0, :3] = 1, 2, 3
+    for index in ((0,), (2,)):
+        segmentation.write(index, found, Boundaries(), data)
+    assert data[0, 0].tolist() == [1, 2, 3, 0, 0]
+    assert data[2, 0].tolist() == [4, 5, 6, 0, 0]
+    # Fewer objects keep their numbers, more get new ones.
+    segmentation.write((0,), np.where(found == 3, 0, found), Boundaries(), data)
+    assert data[0, 0].tolist() == [1, 2, 0, 0, 0]
+    found[0, 3] = 4
+    segmentation.write((0,), found, Boundaries(), data)
+    assert data[0, 0].tolist() == [7, 8, 9, 10, 0]
+    assert [segmentation.states[index].objects for index in ((0,), (2,))] == [4, 3]
+
+
+def test_corrections_are_noticed(segmentation):
+    data = np.zeros(segmentation.labels_shape, np.int32)
+    assert not segmentation.is_corrected((1,), data[1])
+    data[1, 0, 0] = 5
+    assert segmentation.is_corrected((1,), data[1]), "not ours"
+    segmentation.write((1,), data[1], Boundaries(), data)
+    assert not segmentation.is_corrected((1,), data[1])
+    data[1, 3, 3] = 1
+    assert segmentation.is_corrected((1,), data[1])
+
+
+def test_maps_used_longest_ago_are_dropped_first(segmentation):
+    maps = [PlaneMaps(np.zeros((2, 10, 10), np.float32), None) for _ in range(3)]
+    assert maps[0].nbytes == 800
+    cache = MapCache(limit=1600)
+    cache.put(segmentation, (0,), maps[0])
+    cache.put(segmentation, (1,), maps[1])
+    assert cache.get(segmentation, (0,)) is maps[0]
+    cache.put(segmentation, (2,), maps[2])
+    assert cache.get(segmentation, (1,)) is None
+    assert cache.get(segmentation, (0,)) is maps[0]
+    assert cache.nbytes == 1600
+    cache.forget(segmentation)
+    assert cache.nbytes == 0
+
+
+def test_maps_of_a_copy_need_no_memory(segmentation, model):
+    twin = Segmentation(segmentation.planes, WHOLE, "other", model, PredictionOptions())
+    cache = MapCache(limit=800)
+    cache.put(segmentation, (0,), PlaneMaps(np.zeros((2, 10, 10), np.float32), None))
+    cache.copy(segmentation, twin)
+    assert cache.nbytes == 800
+    assert cache.get(twin, (0,)) is cache.get(segmentation, (0,))
+
+
+def test_model_files_are_read_again_when_they_change(model, tmp_path):
+    path = tmp_path / "mine.safetensors"
+    vimunet.save_model(path, model)
+    session = Session()
+    first = session.load_model(str(path))
+    assert session.load_model(str(path)) is first
+    changed = vimunet.TrainedModel(model.network, Boundaries(min_size=77))
+    vimunet.save_model(path, changed)
+    assert session.load_model(str(path)).representation.min_size == 77
