@@ -8,9 +8,9 @@ BENCH = .venv-bench
 PEERS = torch-em==0.10.9 mambapy==1.2.0
 BENCHMARKS = start scan networks models road training_step growth
 
-# A screen for the plugin's tests: a virtual one if there is none, installed where that is allowed.
+# Runs the command in the shell's arguments, on a virtual screen if there is no other.
 ON_SCREEN = if [ -z "$$DISPLAY" ] && command -v xvfb-run >/dev/null; \
-  then set -- xvfb-run -a -s "-screen 0 1400x900x24"; else set --; fi; "$$@"
+  then set -- xvfb-run -a -s "-screen 0 1400x900x24" "$$@"; fi; "$$@"
 XVFB = xvfb xauth libegl1 libgl1 libgl1-mesa-dri libopengl0 libxkbcommon-x11-0 libxcb-cursor0 \
   libxcb-icccm4 libxcb-image0 libxcb-keysyms1 libxcb-randr0 libxcb-render-util0 libxcb-shape0 \
   libxcb-xinerama0 libdbus-1-3 libfontconfig1
@@ -21,7 +21,7 @@ demo: $(READY)
 	$(RUN) experiments/demo.py --output demo_output
 
 test: lint screen
-	$(ON_SCREEN) $(RUN) -m pytest -q -rs
+	set -- $(RUN) -m pytest -q -rs; $(ON_SCREEN)
 
 slow: $(READY)
 	$(RUN) -m pytest -q -m slow
@@ -31,20 +31,18 @@ lint: $(READY)
 	$(RUN) -m ruff format --check .
 	$(RUN) -m mypy
 
-# Installs Xvfb where it is needed, missing and allowed; says what is left out otherwise.
-screen:
-	@if [ -z "$$DISPLAY" ] && [ "$$(uname)" = Linux ] && ! command -v xvfb-run >/dev/null; then \
-	  if [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null; then \
-	    apt-get update -qq && apt-get install -y -qq --no-install-recommends $(XVFB); \
-	  else \
-	    echo "NO SCREEN: the tests of the napari plugin will be skipped. To run them on Debian:" >&2; \
-	    echo "  sudo apt-get install --no-install-recommends $(XVFB)" >&2; \
-	  fi; \
+# Installs a virtual screen where Qt finds none and that is allowed; says what is left out otherwise.
+screen: $(READY)
+	@set -- $(RUN) -c 'from qtpy.QtWidgets import QApplication; QApplication([])'; \
+	if [ "$$(uname)" = Linux ] && ! ( $(ON_SCREEN) ) >/dev/null 2>&1 && ! ( [ "$$(id -u)" = 0 ] && \
+	  apt-get update -qq && apt-get install -y -qq --no-install-recommends $(XVFB) ); then \
+	  echo "NO SCREEN: the tests of the napari plugin will be skipped. To run them on Debian:" >&2; \
+	  echo "  sudo apt-get install --no-install-recommends $(XVFB)" >&2; \
 	fi
 
 # The pictures of the plugin's manual.
 screenshots: $(READY) screen
-	$(ON_SCREEN) $(RUN) napari_plugin/screenshots.py --output docs/images
+	set -- $(RUN) napari_plugin/screenshots.py --output docs/images; $(ON_SCREEN)
 
 # The GPU kernels in Triton's interpreter on the CPU; needs no GPU, takes some minutes.
 triton:
