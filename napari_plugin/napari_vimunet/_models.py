@@ -12,6 +12,7 @@ from napari_vimunet._tasks import Task, show_problem
 FOLDER = Path.home() / "vimunet"
 """Where training images and models go unless the user chooses another folder."""
 
+_FIRST = "nuclei"
 _FILTER = "Models (*.safetensors)"
 
 
@@ -83,8 +84,8 @@ class ModelChoice(QObject):
             if str(path) not in self._files:
                 self._files.append(str(path))
                 self._add(path.stem, str(path), str(path))
-        if chosen is not None:
-            self.box.setCurrentIndex(self.box.findData(chosen))
+        first = self.box.findData(_FIRST if chosen is None else chosen)
+        self.box.setCurrentIndex(max(0, first))
         self.box.blockSignals(False)
         self.box.currentIndexChanged.connect(lambda _: self.changed.emit())
         self.ready.emit(found)
