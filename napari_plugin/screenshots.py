@@ -118,7 +118,7 @@ def main(output: Path, minutes: float) -> None:
     train = show.tab("train")
     with tempfile.TemporaryDirectory() as temporary:
         train.folder.setText(str(Path(temporary) / "training set"))
-        samples = SAMPLES / "nuclei" / "train"
+        samples = SAMPLES / "phase" / "train"
         names = [path.stem for path in list_images(samples / "images")][:4]
         for name in names:
             show.clear()
