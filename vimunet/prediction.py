@@ -244,7 +244,8 @@ def predict(
             otherwise it travels with each.
         precision: "float32", "bfloat16", "float16", or "auto": bfloat16 on a device whose
             hardware computes with it (CUDA, and processors with AVX512-BF16), where networks are
-            two to three times faster and labels the same but for a few pixels; else float32.
+            two to three times faster; else float32. Labels differ in a few pixels, and now and
+            then in an object that is split elsewhere; mean scores of images do not.
         progress: Called as progress(done, total) after each batch, in tiles.
 
     Returns:
