@@ -24,7 +24,7 @@ COMMANDS = {
     "import torch, and predict of vimunet": ["-c", "import torch; from vimunet import predict"],
     "import torch, and all of vimunet": ["-c", "import torch; from vimunet import *"],
     "vimunet info": ["-m", "vimunet", "info"],
-    "segment an image of 256 x 256 pixels with a new `vim_n`": ["-c", _SEGMENT],
+    "segment an image of 256 x 256 pixels with a new vim_n": ["-c", _SEGMENT],
 }
 _TIME = re.compile(r"import time:\s*(\d+) \|\s*\d+ \|\s*([\w.]+)")
 
