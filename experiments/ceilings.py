@@ -80,7 +80,7 @@ def ceilings(file: Path, representations: tuple[Boundaries | Distances, ...]) ->
         mean_segmentation_accuracy(
             representation.decode(maps),
             labels,
-            labelled_pixels_only="foreground" not in representation.channels,
+            labelled_pixels_only=not representation.has_background,
         )
         for representation in representations
     ]

@@ -88,8 +88,7 @@ def score(model: TrainedModel, images: list[Sample], output: Path) -> float:
     """Segment images, write labels and overlays, print the scores and return the mean mSA."""
     for folder in ("labels", "overlays"):
         (output / folder).mkdir(parents=True, exist_ok=True)
-    # Without a foreground map no pixel is predicted as background, so none is judged.
-    labelled_only = "foreground" not in model.representation.channels
+    labelled_only = not model.representation.has_background
     columns = f"{'objects':>8}{'annotated':>11}{'seconds':>9}{'SA50':>8}{'mSA':>8}{'ceiling':>9}"
     print(f"{'image':<16}{columns}")
     rows = []

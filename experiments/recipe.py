@@ -7,7 +7,7 @@ ViM-UNet, unless an experiment sets others.
 import argparse
 from collections.abc import Callable
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 
@@ -113,6 +113,30 @@ def parser(description: str, stand_in: bool = True) -> argparse.ArgumentParser:
     )
     flags.add_argument("--resume", action="store_true", help="continue the run in --output")
     return flags
+
+
+def train_shipped(
+    subject: str,
+    representation: Representation,
+    read: Split,
+    name: str,
+    licence: str,
+    **settings: Any,
+) -> None:
+    """Train a model that ships with the package: the whole of its command.
+
+    Args:
+        subject: What the model is for.
+        representation: What the network learns.
+        read: Reads a split of the data set.
+        name: What the data set is called.
+        licence: Its terms.
+        **settings: Flags whose defaults are not those of `SHIPPED`.
+    """
+    flags = parser(f"Train the model for {subject}.", stand_in=False)
+    flags.set_defaults(**SHIPPED | settings)
+    options = flags.parse_args()
+    print(f"Best model: {run(options, representation, read, read, name, (licence, licence))}")
 
 
 def run(

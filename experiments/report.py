@@ -92,8 +92,7 @@ def score_model(
         else {}
     )
     default, paper = kind(**form), kind.paper(**form)
-    # Without a foreground map no pixel is predicted as background, so none is judged.
-    labelled_pixels_only = "foreground" not in default.channels
+    labelled_pixels_only = not default.has_background
 
     summary: dict[str, Any] = {
         "model": model_file.name,

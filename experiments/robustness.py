@@ -90,7 +90,7 @@ def main() -> None:
 
 def measure(model: TrainedModel, samples: list[Sample]) -> dict[str, dict[float, float]]:
     """Give the mean mSA over the samples for each change and strength."""
-    labelled_pixels_only = "foreground" not in model.representation.channels
+    labelled_pixels_only = not model.representation.has_background
     curves: dict[str, dict[float, float]] = {name: {} for name in CHANGES}
     cases = [(name, change, x) for name, (change, strengths) in CHANGES.items() for x in strengths]
     for name, change, strength in tqdm(cases, disable=None):

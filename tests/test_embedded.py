@@ -42,7 +42,7 @@ def test_small_half_precision_and_fit_to_be_shipped(name):
 def scores(name, samples, precision):
     """mSA of each shipped image of the kind, those of the test first."""
     model = load_model(name)
-    labelled_pixels_only = "foreground" not in model.representation.channels
+    labelled_pixels_only = not model.representation.has_background
     found = {"test": [], "train": []}
     for split, rows in found.items():
         folder = samples / name / split

@@ -394,10 +394,13 @@ def train(options: argparse.Namespace) -> int:
     config = TrainConfig(training_data=training_data, **given)
     best = run_training(network, representation, samples, validation, config)
     print(f"Best model: {best}\nIts thresholds, chosen on the validation images:")
-    # Without a foreground map no pixel is predicted as background, so none is judged.
-    whole = not representation.labels_are_classes and "foreground" not in representation.channels
-    tuned = best.with_name("tuned.safetensors")
-    _tune(load_model(best), validation, tuned, whole, device=getattr(options, "device", "auto"))
+    _tune(
+        load_model(best),
+        validation,
+        best.with_name("tuned.safetensors"),
+        labelled_pixels_only=not representation.has_background,
+        device=getattr(options, "device", "auto"),
+    )
     return 0
 
 

@@ -72,6 +72,11 @@ class Boundaries:
         _check_not_negative(self, "seed_radius", "max_elongation", "min_size")
 
     @property
+    def has_background(self) -> bool:
+        """Whether a pixel may belong to no object; if not, unlabelled pixels are not judged."""
+        return self.foreground
+
+    @property
     def channels(self) -> tuple[str, ...]:
         """Name of each map."""
         return ("foreground", "boundary") if self.foreground else ("boundary",)
@@ -182,6 +187,7 @@ class Distances:
     name: ClassVar[str] = "distances"
     activation: ClassVar[Literal["sigmoid"]] = "sigmoid"
     labels_are_classes: ClassVar[bool] = False
+    has_background: ClassVar[bool] = True
     channels: ClassVar[tuple[str, ...]] = ("foreground", "center_distance", "boundary_distance")
 
     def __post_init__(self) -> None:
@@ -297,6 +303,7 @@ class Semantic:
 
     name: ClassVar[str] = "semantic"
     labels_are_classes: ClassVar[bool] = True
+    has_background: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         if not isinstance(self.num_classes, int) or isinstance(self.num_classes, bool):

@@ -145,8 +145,7 @@ class Validation:
         found = representation.decode(maps)
         if isinstance(representation, Semantic):
             return dice_and_iou(found, labels, representation.num_classes)
-        # Without a foreground map no pixel is predicted as background, so none is judged.
-        unjudged = "foreground" not in representation.channels
+        unjudged = not representation.has_background
         return (mean_segmentation_accuracy(found, labels, labelled_pixels_only=unjudged),)
 
     def _mean(self, values: list[float]) -> float:

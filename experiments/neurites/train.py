@@ -16,23 +16,15 @@ import splits
 
 from vimunet.representation import Boundaries
 
-
-def main() -> None:
-    flags = recipe.parser("Train the model for neurites.", stand_in=False)
-    flags.set_defaults(
-        **recipe.SHIPPED | {"crop_size": 192, "batch_size": 6, "zoom": (1.0, 2.5)}, iterations=5000
-    )
-    options = flags.parse_args()
-    best = recipe.run(
-        options,
+if __name__ == "__main__":
+    recipe.train_shipped(
+        "neurites",
         Boundaries(foreground=False),
         splits.neurites,
-        splits.neurites,
         "the FIB-25 sample",
-        (splits.LICENCE, splits.LICENCE),
+        splits.LICENCE,
+        iterations=5000,
+        crop_size=192,
+        batch_size=6,
+        zoom=(1.0, 2.5),
     )
-    print(f"Best model: {best}")
-
-
-if __name__ == "__main__":
-    main()

@@ -16,21 +16,12 @@ import splits
 
 from vimunet.representation import Boundaries
 
-
-def main() -> None:
-    flags = recipe.parser("Train the model for nuclei.", stand_in=False)
-    flags.set_defaults(**recipe.SHIPPED, iterations=6000)
-    options = flags.parse_args()
-    best = recipe.run(
-        options,
+if __name__ == "__main__":
+    recipe.train_shipped(
+        "nuclei",
         Boundaries(),
         splits.nuclei,
-        splits.nuclei,
         "the 2018 Data Science Bowl",
-        (splits.LICENCE, splits.LICENCE),
+        splits.LICENCE,
+        iterations=6000,
     )
-    print(f"Best model: {best}")
-
-
-if __name__ == "__main__":
-    main()

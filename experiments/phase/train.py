@@ -16,21 +16,12 @@ import splits
 
 from vimunet.representation import Distances
 
-
-def main() -> None:
-    flags = recipe.parser("Train the model for cells in phase contrast.", stand_in=False)
-    flags.set_defaults(**recipe.SHIPPED, iterations=4000)
-    options = flags.parse_args()
-    best = recipe.run(
-        options,
+if __name__ == "__main__":
+    recipe.train_shipped(
+        "cells in phase contrast",
         Distances(),
         splits.phase,
-        splits.phase,
         "Usiigaci",
-        (splits.LICENCE, splits.LICENCE),
+        splits.LICENCE,
+        iterations=4000,
     )
-    print(f"Best model: {best}")
-
-
-if __name__ == "__main__":
-    main()

@@ -277,7 +277,7 @@ def score_image(
     Returns:
         mSA in [0, 1]; for models without foreground map only where `labels` is not 0.
     """
-    unjudged = "foreground" not in model.representation.channels
+    unjudged = not model.representation.has_background
     found = segment(image, model, device=device)
     return mean_segmentation_accuracy(found, labels, labelled_pixels_only=unjudged)
 
