@@ -393,6 +393,8 @@ def train(options: argparse.Namespace) -> int:
         given["licence"] = start.info.get("licence", "")
     config = TrainConfig(training_data=training_data, **given)
     best = run_training(network, representation, samples, validation, config)
+    if os.environ.get("RANK", "0") != "0":  # of several processes, the first does the rest
+        return 0
     print(f"Best model: {best}\nIts thresholds, chosen on the validation images:")
     _tune(
         load_model(best),
