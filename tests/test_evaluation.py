@@ -22,7 +22,6 @@ from hypothesis.extra.numpy import arrays
 from skimage.metrics import adapted_rand_error, variation_of_information
 
 from vimunet.evaluation import (
-    Overlap,
     confidence_interval,
     evaluate,
     evaluate_folders,
@@ -31,6 +30,7 @@ from vimunet.evaluation import (
     write_csv,
     write_json,
 )
+from vimunet.matching import Overlap
 
 LABELS = np.array(
     [
@@ -231,7 +231,7 @@ def test_matching_equals_brute_force(prediction, labels, threshold):
         for chosen in permutations(range(len(iou[0])), len(iou)):
             matched = [row[j] for row, j in zip(iou, chosen, strict=True) if row[j] >= threshold]
             best = max(best, (len(matched), round(sum(matched), 9)))
-    matched = Overlap.between(prediction, labels).matched_iou(threshold)
+    matched = Overlap.between(prediction, labels).matches(threshold)[2]
     assert (matched.size, round(matched.sum(), 9)) == pytest.approx(best, abs=1e-8)
 
 
@@ -389,7 +389,7 @@ def test_fair_and_paper_differ_only_on_exact_fractions(shared_data):
     for name, (prediction, labels) in real_pairs(shared_data).items():
         overlap = Overlap.between(prediction, labels)
         exact = any(
-            overlap.matched_iou(t).size != overlap.matched_iou(t, tolerance=-1e-12).size
+            overlap.matches(t)[0].size != overlap.matches(t, tolerance=-1e-12)[0].size
             for t in np.arange(50, 100, 5) / 100
         )
         fair = mean_segmentation_accuracy(prediction, labels)
