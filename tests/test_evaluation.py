@@ -372,6 +372,37 @@ def check_against_golden(prediction, labels, golden):
         assert scores["ARE"] == pytest.approx(golden["ARE_labelled_elf"], abs=0.02)
 
 
+def check_against_stardist(prediction, labels, golden):
+    for threshold, expected in golden.items():
+        scores = evaluate(prediction, labels, threshold=float(threshold), protocol="paper")
+        found = {name: scores[name.upper()] for name in ("tp", "fp", "fn")}
+        assert found == {name: expected[name] for name in found}
+        for name, theirs in (
+            ("precision", "precision"),
+            ("recall", "recall"),
+            ("F1", "f1"),
+            ("SQ", "mean_matched_score"),
+            ("PQ", "panoptic_quality"),
+        ):
+            # stardist computes with float32
+            assert scores[name] == pytest.approx(expected[theirs], abs=1e-6), (name, threshold)
+
+
+def stardist_pairs() -> dict:
+    file = Path(__file__).parent / "golden" / "stardist_matching.json"
+    return json.loads(file.read_text(encoding="utf-8"))["pairs"]
+
+
+@pytest.mark.parametrize("name", formula_pairs())
+def test_formulas_equal_stardist(name):
+    check_against_stardist(*formula_pairs()[name], stardist_pairs()[name])
+
+
+def test_real_images_equal_stardist(shared_data):
+    for name, pair in real_pairs(shared_data).items():
+        check_against_stardist(*pair, stardist_pairs()[name])
+
+
 @pytest.mark.parametrize("name", formula_pairs())
 def test_formula_images_equal_elf(name):
     check_against_golden(*formula_pairs()[name], golden_pairs()[name])

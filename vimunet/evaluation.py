@@ -208,22 +208,23 @@ def evaluate_folders(
     return {**summarize(images), "missing": missing, "extra": extra, "settings": settings}
 
 
-def summarize(images: list[dict[str, Any]]) -> dict[str, Any]:
+def summarize(images: list[dict[str, Any]], counts: Sequence[str] = _COUNTS) -> dict[str, Any]:
     """Average the scores of images.
 
     Args:
         images: One dictionary per image, at least one: its `name` and the scores of `evaluate`.
+        counts: Those that are counts, which are summed up.
 
     Returns:
         `images` as given; `mean`, unweighted over images, nan left out; `total`, the counts over
         all images; `confidence`, the central 95 % of the mean, see `confidence_interval`.
     """
-    keys = [key for key in images[0] if key not in ("name", "threshold", *_COUNTS)]
+    keys = [key for key in images[0] if key not in ("name", "threshold", *counts)]
     values = {key: np.array([scores[key] for scores in images], dtype=float) for key in keys}
     return {
         "images": images,
         "mean": {key: mean_defined(values[key]) for key in keys},
-        "total": {key: sum(scores[key] for scores in images) for key in _COUNTS},
+        "total": {key: sum(scores[key] for scores in images) for key in counts},
         "confidence": {key: confidence_interval(values[key]) for key in keys},
     }
 
@@ -287,11 +288,15 @@ def write_csv(path: str | Path, result: dict[str, Any]) -> None:
     if "micro" in result:
         summary += [{"name": "micro", **result["micro"]}]
         summary += _ends(result["micro_confidence"], "micro ")
-    rows = [_without_nan(row) for row in result["images"] + summary]
+    write_rows(path, result["images"] + summary)
+
+
+def write_rows(path: str | Path, rows: Sequence[dict[str, Any]]) -> None:
+    """Write rows as CSV, nan and None as nothing, all of it or nothing; the first has all keys."""
     text = io.StringIO()
     table = csv.DictWriter(text, fieldnames=list(rows[0]), lineterminator="\n")
     table.writeheader()
-    table.writerows(rows)
+    table.writerows(_without_nan(row) for row in rows)
     _write(path, text.getvalue())
 
 
