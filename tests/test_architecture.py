@@ -12,7 +12,7 @@ PACKAGE = ROOT / "vimunet"
 
 ALLOWED = {
     "__main__": {"cli"},
-    "bridges": {"bridges", "data", "files", "models"},
+    "bridges": {"bridges", "data", "files", "models", "postprocessing", "representation"},
     "checkpoint": {"files", "models", "representation"},
     "data": {"data"},
     "evaluation": {"data", "files", "representation"},

@@ -129,7 +129,7 @@ def _load(pickled: bytes) -> Any:
     for count, (operation, argument, _) in enumerate(pickletools.genops(pickled)):
         if operation.name not in _OPERATIONS:
             raise ValueError(f"the operation {operation.name}")
-        if operation.name == "LONG_BINPUT" and argument > count:
+        if isinstance(argument, int) and operation.name == "LONG_BINPUT" and argument > count:
             raise ValueError(f"place {argument} of the memo before so many values")
         if count >= MAX_OPERATIONS:
             raise ValueError(f"more than {MAX_OPERATIONS} values")
