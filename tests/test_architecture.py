@@ -12,7 +12,7 @@ PACKAGE = ROOT / "vimunet"
 
 ALLOWED = {
     "__main__": {"cli"},
-    "bridges": {"models", "bridges"},
+    "bridges": {"bridges", "data", "files", "models", "postprocessing", "representation"},
     "checkpoint": {"files", "models", "representation"},
     "data": {"data"},
     "evaluation": {"data", "files", "representation"},
