@@ -17,6 +17,8 @@ import re
 import shutil
 import tempfile
 import zipfile
+import zlib
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -49,7 +51,10 @@ _OWN = {"dataset.json", "splits_final.json", "imagesTr", "labelsTr", "imagesTs"}
 _FOLDS = 5
 _MOST_PACKED = 1100  # deflate makes data at most 1032 times smaller
 _MOST_BYTES = 16 * 2**30  # of one prediction in memory
-_UNREADABLE = (OSError, ValueError, EOFError, RuntimeError, zipfile.BadZipFile, MemoryError)
+_UNREADABLE = (
+    *(OSError, ValueError, KeyError, EOFError, RuntimeError, MemoryError),
+    *(zipfile.BadZipFile, zlib.error),
+)
 
 
 @dataclass(frozen=True)
@@ -271,13 +276,13 @@ def write_dataset(
     if (val_images is None) != (val_labels is None):
         raise ValueError("`val_images` and `val_labels` must be given together.")
     folder = Path(output) / f"Dataset{dataset_id:03d}_{name}"
-    split = _split_file(folder.name, preprocessed) if val_images is not None else None
+    split = _split_file(folder.name, preprocessed)
     _check_free(folder, split, overwrite)
 
     train = find_pairs(images, labels)
     val = [] if val_images is None or val_labels is None else find_pairs(val_images, val_labels)
     names = [sample.name for sample in (*train, *val)]
-    doubles = sorted({case for case in names if names.count(case) > 1})
+    doubles = sorted(case for case, count in Counter(names).items() if count > 1)
     if doubles:
         raise ValueError(
             f"Images for training and validation must have different names, got {doubles[0]!r} "
@@ -305,10 +310,16 @@ def write_dataset(
         partial.rename(folder)
     finally:
         shutil.rmtree(partial, ignore_errors=True)
-    if split is not None:
+    if split is not None and val:
         _write_json(split, folds)
+    elif split is not None:
+        split.unlink(missing_ok=True)  # of the data set that was replaced
     return WrittenDataset(
-        folder, tuple(names[: len(train)]), tuple(names[len(train) :]), tuple(test), split
+        folder,
+        train=tuple(names[: len(train)]),
+        val=tuple(names[len(train) :]),
+        test=tuple(test),
+        split=split if val else None,
     )
 
 
@@ -373,28 +384,26 @@ def _write_training(
 
 
 def _write_test(folder: Path, images: Path, channels: int) -> list[str]:
-    names = []
+    """Write the images to predict, slice by slice if they are stacks; return their names."""
+    names: list[str] = []
     for file in list_images(images):
         image = read_image(file)
-        if image.ndim == 2 + (channels > 1):
+        if image.ndim == 2 or (image.ndim == 3 and (channels > 1 or image.shape[2] in (3, 4))):
             slices = {stem(file): image}
-        elif image.ndim == 3 + (channels > 1):
-            slices = {f"{stem(file)}_z{z:03d}": part for z, part in enumerate(image)}
         else:
-            slices = {}
+            slices = {f"{stem(file)}_z{z:03d}": part for z, part in enumerate(image)}
         for name, part in slices.items():
-            if part.ndim == 3 and part.shape[2] != channels and part.shape[0] == channels:
+            if part.ndim == 3 and part.shape[0] == channels != part.shape[2]:
                 part = np.moveaxis(part, 0, 2)
+            if part.ndim > 3 or (1 if part.ndim == 2 else part.shape[2]) != channels:
+                raise ValueError(
+                    f"Test images must have the {channels} channel{'s' * (channels > 1)} of the "
+                    f"training images, got shape {image.shape} in {file}."
+                )
             if name in names:
                 raise ValueError(f"Names in {images} must be unique, got {name!r} twice.")
-            if (1 if part.ndim == 2 else part.shape[2]) == channels:
-                _write_image(folder, name, part)
-                names.append(name)
-        if not slices or len(names) == 0 or names[-1] != list(slices)[-1]:
-            raise ValueError(
-                f"{file}: shape {image.shape} does not fit training images of {channels} "
-                f"channel{'s' if channels > 1 else ''}."
-            )
+            _write_image(folder, name, part)
+            names.append(name)
     return names
 
 
@@ -430,7 +439,7 @@ def _describe(
         channel_names = ["red", "green", "blue"] if channels == 3 else grey
     if len(channel_names) != channels or isinstance(channel_names, str):
         raise ValueError(
-            f"`channel_names` must name {channels} channel{'s' if channels > 1 else ''}, "
+            f"`channel_names` must name {channels} channel{'s' * (channels > 1)}, "
             f"got {channel_names!r}."
         )
     return {
