@@ -5,6 +5,7 @@ TORCH ?= torch==2.13.0
 RUN = $(VENV)/bin/python
 READY = $(VENV)/.ready
 BENCH = .venv-bench
+NNUNET = .venv-nnunet
 PEERS = torch-em==0.10.9 mambapy==1.2.0
 BENCHMARKS = start scan networks models road training_step growth
 
@@ -15,7 +16,7 @@ XVFB = xvfb xauth libegl1 libgl1 libgl1-mesa-dri libopengl0 libxkbcommon-x11-0 l
   libxcb-icccm4 libxcb-image0 libxcb-keysyms1 libxcb-randr0 libxcb-render-util0 libxcb-shape0 \
   libxcb-xinerama0 libdbus-1-3 libfontconfig1
 
-.PHONY: demo test lint slow triton screen screenshots bench bench-quick bench-ready clean
+.PHONY: demo test lint slow triton screen screenshots bench bench-quick bench-ready nnunet clean
 
 demo: $(READY)
 	$(RUN) experiments/demo.py --output demo_output
@@ -67,6 +68,13 @@ bench-ready:
 	$(MAKE) VENV=$(BENCH) $(BENCH)/.ready
 	$(BENCH)/bin/python -m pip install --quiet --disable-pip-version-check --no-deps $(PEERS)
 
+# The whole way through nnU-Net as it is installed, some minutes.
+nnunet:
+	$(MAKE) VENV=$(NNUNET) $(NNUNET)/.ready
+	$(NNUNET)/bin/python -m pip install --quiet --disable-pip-version-check "$(TORCH)" nnunetv2==2.8.1
+	$(NNUNET)/bin/python -m pytest -q -m slow tests/test_nnunet_stock.py
+	$(NNUNET)/bin/python -m pytest -q tests/test_nnunet.py
+
 $(READY): pyproject.toml
 	$(PYTHON) -m venv $(VENV) || { \
 	  rm -rf $(VENV); \
@@ -80,4 +88,4 @@ $(READY): pyproject.toml
 	touch $(READY)
 
 clean:
-	rm -rf $(VENV) .venv-triton $(BENCH) demo_output build dist
+	rm -rf $(VENV) .venv-triton $(BENCH) $(NNUNET) demo_output build dist

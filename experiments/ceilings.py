@@ -1,7 +1,8 @@
 """Measure the score of perfect maps: the highest that any network can reach with a representation.
 
 Labels are encoded, decoded again and compared with themselves, for the default decoding and for
-the paper's. Nothing is trained and no image is read.
+the paper's. For nnU-Net both directions differ: its classes are those of the fair and of the
+published protocol. Nothing is trained and no image is read.
 
     python experiments/ceilings.py --stand-in ../shared/data
 """
@@ -9,10 +10,15 @@ the paper's. Nothing is trained and no image is read.
 import argparse
 import csv
 import statistics
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
+import numpy as np
+from numpy.typing import NDArray
 from tqdm import tqdm
 
+from vimunet.bridges.nnunet import CLASSES, Kind, Protocol, to_classes, to_labels
 from vimunet.data.folder import read_labels
 from vimunet.evaluation import mean_segmentation_accuracy
 from vimunet.representation import Boundaries, Distances
@@ -30,6 +36,11 @@ REPRESENTATIONS: dict[str, tuple[Boundaries | Distances, ...]] = {
     "boundary only": (Boundaries(foreground=False), Boundaries.paper(foreground=False)),
     "distances": (Distances(), Distances.paper()),
 }
+NNUNET: dict[str, Kind] = {
+    "nnU-Net, three classes": "boundaries",
+    "nnU-Net, boundary only": "boundary",
+}
+RoundTrip = Callable[[NDArray], NDArray]
 
 
 def main() -> None:
@@ -47,11 +58,13 @@ def main() -> None:
         files = sorted(f for folder in folders for f in (options.stand_in / folder).glob("*.*"))
         if not files:
             raise FileNotFoundError(f"No labels in {options.stand_in / folders[0]}.")
-        for name, (default, paper) in REPRESENTATIONS.items():
-            if name == "boundary only" and "EM" not in data_set:
+        for name in (*REPRESENTATIONS, *NNUNET):
+            boundary_only = name.endswith("boundary only")
+            if boundary_only and "EM" not in data_set:
                 continue
             scores = [
-                ceilings(file, (default, paper)) for file in tqdm(files, f"{data_set}, {name}")
+                ceilings(file, round_trips(name), boundary_only)
+                for file in tqdm(files, f"{data_set}, {name}")
             ]
             ours, theirs = (statistics.mean(column) for column in zip(*scores, strict=True))
             rows.append(
@@ -72,17 +85,36 @@ def main() -> None:
         table.writerows(rows)
 
 
-def ceilings(file: Path, representations: tuple[Boundaries | Distances, ...]) -> list[float]:
+def round_trips(name: str) -> tuple[RoundTrip, RoundTrip]:
+    """Return what becomes of labels in the default and in the paper's way to maps and back."""
+    if name in REPRESENTATIONS:
+        default, paper = REPRESENTATIONS[name]
+        return (
+            lambda labels: default.decode(default.encode(labels)),
+            lambda labels: paper.decode(paper.encode(labels)),
+        )
+    return (
+        partial(through_nnunet, kind=NNUNET[name], protocol="fair"),
+        partial(through_nnunet, kind=NNUNET[name], protocol="paper"),
+    )
+
+
+def through_nnunet(labels: NDArray, kind: Kind, protocol: Protocol) -> NDArray:
+    """Give the objects that come back from a perfect nnU-Net."""
+    classes = to_classes(labels, kind, protocol)
+    count = len(CLASSES[kind])
+    probabilities = (classes == np.arange(count)[:, None, None]).astype(np.float32)
+    return to_labels(probabilities, protocol=protocol)
+
+
+def ceilings(
+    file: Path, ways: tuple[RoundTrip, RoundTrip], labelled_pixels_only: bool
+) -> list[float]:
     """Score perfect maps of one label image; without foreground map, on labelled pixels only."""
     labels = read_labels(file)
-    maps = representations[0].encode(labels)
     return [
-        mean_segmentation_accuracy(
-            representation.decode(maps),
-            labels,
-            labelled_pixels_only=not representation.has_background,
-        )
-        for representation in representations
+        mean_segmentation_accuracy(way(labels), labels, labelled_pixels_only=labelled_pixels_only)
+        for way in ways
     ]
 
 
