@@ -140,10 +140,10 @@ def test_what_is_refused_is_named(tmp_path):
         read_seg(path)
 
 
-# Pickles written by hand; what `pickle` makes of them if it is asked is in the comments.
+# Pickles written by hand, which no `dump` makes.
 BY_HAND = {
-    "INST": b"(S'1'\nibuiltins\neval\n.",
-    "OBJ": b"(cbuiltins\neval\nS'1'\no.",
+    "INST": b"(\x8c\x011ibuiltins\neval\n.",
+    "OBJ": b"(cbuiltins\neval\n\x8c\x011o.",
     "persistent": b"Pname\n.",
     "extension": b"\x82\x01.",
     "newobj": b"\x80\x02cnumpy\nndarray\n(K\x01t\x81.",
@@ -167,6 +167,22 @@ BY_HAND = {
 }
 
 
+@pytest.mark.parametrize(
+    ("name", "operation"),
+    [
+        ("INST", "INST"),
+        ("OBJ", "OBJ"),
+        ("persistent", "PERSID"),
+        ("extension", "EXT1"),
+        ("newobj", "NEWOBJ"),
+        ("set", "EMPTY_SET"),
+    ],
+)
+def test_operations_that_could_act_are_refused_before_any_runs(tmp_path, name, operation):
+    with pytest.raises(ValueError, match=f"got: the operation {operation}. Let"):
+        read_seg(save(tmp_path / "a_seg.npy", BY_HAND[name]))
+
+
 @pytest.mark.parametrize("name", BY_HAND)
 def test_pickles_by_hand(tmp_path, name):
     before = {kind: dict(vars(kind)) for kind in (cellpose._Noted, cellpose._Array, cellpose._Kind)}
@@ -176,7 +192,8 @@ def test_pickles_by_hand(tmp_path, name):
 
 
 BOMBS = {
-    "memo": b"\x80\x02K\x01r\xff\xff\xff\x7f.",
+    "memo": b"\x80\x02K\x01r\x00\x00\x00\x01.",  # room for 2**25 values
+    "memo of all": b"\x80\x02K\x01r\xff\xff\xff\xff.",
     "bytes": b"\x80\x04\x8e" + struct.pack("<Q", 2**40) + b".",
     "bytearray": b"\x80\x05\x96" + struct.pack("<Q", 2**36) + b".",
     "text": b"\x80\x04\x8d" + struct.pack("<Q", 2**40) + b".",
