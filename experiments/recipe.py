@@ -13,7 +13,7 @@ import torch
 
 from vimunet.bridges import load_pretrained
 from vimunet.checkpoint import load_model
-from vimunet.cli import _model_options
+from vimunet.cli.arguments import model_options
 from vimunet.data import Sample
 from vimunet.models import MODELS, build_model
 from vimunet.representation import Representation
@@ -171,12 +171,12 @@ def run(
         root, read = options.stand_in, stand_in
         training_data, licence = f"stand-in for {name}", licences[1]
     torch.manual_seed(options.seed)
-    model_options = _model_options(options.option)
+    extra = model_options(options.option)
     if options.skip_connections:
-        model_options["skip_connections"] = True
+        extra["skip_connections"] = True
     if options.variant:
-        model_options["variant"] = options.variant
-    network = build_model(options.model, in_channels, len(representation.channels), **model_options)
+        extra["variant"] = options.variant
+    network = build_model(options.model, in_channels, len(representation.channels), **extra)
     if options.pretrained is not None:
         print(load_pretrained(network, options.pretrained))
     if options.start is not None:

@@ -12,7 +12,7 @@ PACKAGE = ROOT / "vimunet"
 
 ALLOWED = {
     "__main__": {"cli"},
-    "bridges": {"models", "bridges"},
+    "bridges": {"bridges", "data", "files", "models", "postprocessing", "representation"},
     "checkpoint": {"files", "models", "representation"},
     "comparison_figure": {"comparison_sentences", "files"},
     "comparison_pictures": {"comparison", "comparison_sentences", "data", "overlay"},

@@ -13,9 +13,10 @@ import pytest
 import tifffile
 import torch
 
-from vimunet import cli
 from vimunet.checkpoint import TrainedModel, embedded_models, load_model, save_model
 from vimunet.cli import main
+from vimunet.cli.segment import _slices
+from vimunet.cli.train import _split
 from vimunet.data import Sample
 from vimunet.data.folder import read_image, read_labels
 from vimunet.models import build_model
@@ -192,7 +193,7 @@ def test_stack_is_segmented_slice_by_slice(pairs, model_file):
     ],
 )
 def test_stacks_are_told_from_channels(shape, in_channels, expected, stacked):
-    slices, is_stack = cli._slices(np.zeros(shape), in_channels)
+    slices, is_stack = _slices(np.zeros(shape), in_channels)
     assert [image.shape for image in slices] == expected
     assert is_stack == stacked
 
@@ -359,23 +360,23 @@ def sample(name):
 
 def test_images_for_validation_are_chosen_by_name():
     samples = [sample(f"image{i}") for i in range(20)]
-    train, validation = cli._split(samples)
+    train, validation = _split(samples)
     assert len(validation) == 3
     assert sorted(train + validation, key=samples.index) == samples
-    again = cli._split(samples[::-1])[1]
+    again = _split(samples[::-1])[1]
     assert {each.name for each in again} == {each.name for each in validation}
 
 
 def test_slices_of_a_stack_stay_together():
     samples = [sample(f"{stack}_z{z:03d}") for stack in "ab" for z in range(10)]
-    train, validation = cli._split(samples)
+    train, validation = _split(samples)
     assert len(train) == len(validation) == 10
     assert len({each.name[0] for each in train}) == 1
 
 
 def test_one_image_cannot_be_split(capsys):
     with pytest.raises(ValueError, match="At least two images .* --val-images"):
-        cli._split([sample(f"a_z{z:03d}") for z in range(9)])
+        _split([sample(f"a_z{z:03d}") for z in range(9)])
 
 
 def test_validation_folders_come_in_pairs(pairs, capsys):

@@ -28,6 +28,7 @@ Protocol = Literal["fair", "paper"]
 _log = logging.getLogger(__name__)
 
 _COUNTS = ("TP", "FP", "FN")
+_MOST_DRAWN = 1_000_000  # numbers of images in memory
 
 
 def evaluate(
@@ -245,7 +246,8 @@ def confidence_interval(scores: Iterable[float], samples: int = 2000) -> list[fl
     values = values[~np.isnan(values)]
     if not values.size:
         return [float("nan"), float("nan")]
-    return central_part(values[chosen].mean() for chosen in resamples(values.size, samples))
+    means = [values[chosen].mean(axis=1) for chosen in resamples(values.size, samples)]
+    return central_part(np.concatenate(means))
 
 
 def resamples(count: int, samples: int = 2000) -> Iterator[np.ndarray]:
@@ -256,11 +258,12 @@ def resamples(count: int, samples: int = 2000) -> Iterator[np.ndarray]:
         samples: Number of draws.
 
     Yields:
-        (count,) which images a bootstrap sample has.
+        (k, count) which images k bootstrap samples have, until there were `samples` of them.
     """
     rng = np.random.default_rng(0)
-    for _ in range(samples):
-        yield rng.integers(count, size=count)
+    at_a_time = max(1, _MOST_DRAWN // count)
+    for start in range(0, samples, at_a_time):
+        yield rng.integers(count, size=(min(at_a_time, samples - start), count))
 
 
 def central_part(draws: Iterable[float]) -> list[float]:

@@ -266,7 +266,8 @@ def summarize_semantic(
     totals = ("missed", "invented", *counts[0].named())
     keys = [key for key in images[0] if key not in ("name", *totals)]
     values = {key: np.array([scores[key] for scores in images], dtype=float) for key in keys}
-    draws = [_Counts(*table[i].sum(axis=0)).scores(protocol) for i in resamples(len(images))]
+    samples = (chosen for block in resamples(len(images)) for chosen in block)
+    draws = [_Counts(*table[i].sum(axis=0)).scores(protocol) for i in samples]
     return {
         "images": images,
         "mean": {key: mean_defined(values[key]) for key in keys},

@@ -5,7 +5,6 @@ from typing import Any
 
 import numpy as np
 
-from napari_vimunet.export import write_rois
 from napari_vimunet.label_files import Place, write_label_tiff
 from vimunet.volumes import write_ome_zarr_labels
 
@@ -39,6 +38,8 @@ def write_ome_zarr(path: str, data: Any, attributes: dict[str, Any]) -> list[str
 
 def write_imagej_rois(path: str, data: Any, attributes: dict[str, Any]) -> list[str]:
     """Write the outlines of the objects for ImageJ; what napari calls to save a layer."""
+    from vimunet.bridges.imagej import write_rois  # not with this module: it brings torch
+
     labels = np.asarray(data)
     write_rois(path, labels.reshape(-1, *labels.shape[-2:]) if labels.ndim > 2 else labels)
     return [path]
