@@ -122,11 +122,15 @@ def _head(result: dict[str, Any]) -> Iterator[str]:
 
 def _problems(result: dict[str, Any]) -> Iterator[str]:
     """List what could not be scored as it was meant, by method and problem."""
-    rows = []
+    rows, empty = [], False
     for name in ranking(result):
+        method = result["methods"][name]
         grouped: dict[str, list[str]] = {}
-        for entry in result["methods"][name]["problems"]:
+        for entry in method["problems"]:
             grouped.setdefault(entry["problem"], []).append(entry["name"])
+        empty |= bool(grouped)
+        if extra := method.get("extra"):
+            grouped["predictions without labels of their name, not scored"] = extra
         for problem, images in grouped.items():
             shown = ", ".join(map(as_html, images[:_MOST_NAMES]))
             more = len(images) - _MOST_NAMES
@@ -134,12 +138,15 @@ def _problems(result: dict[str, Any]) -> Iterator[str]:
                 f"<li><b>{as_html(name)}</b>: {as_html(problem)} ({len(images)}): {shown}"
                 f"{f' and {more} more' if more > 0 else ''}</li>"
             )
-    if rows:
+    if not rows:
+        return
+    yield '<section class="problems"><h2>Problems</h2>'
+    if empty:
         yield (
-            '<section class="problems"><h2>Problems</h2><p>These images count as if nothing had '
-            "been found, which lowers the scores of their method.</p>"
-            f"<ul>{''.join(rows)}</ul></section>"
+            "<p>Images without a usable file count as if nothing had been found. Unless that is "
+            "so, the scores of their method are too low.</p>"
         )
+    yield f"<ul>{''.join(rows)}</ul></section>"
 
 
 def _gallery(result: dict[str, Any], chosen: Mapping[str, str], painter: Painter) -> Iterator[str]:

@@ -64,11 +64,14 @@ def write_scores(result: dict[str, Any], published: Mapping[str, float] | None) 
     if published:
         yield f" Below, {PUBLISHED_TITLE}: not to be compared with the bars above."
     yield "</figcaption></figure>"
-    for title, ceiling in result["ceilings"].items():
+    if result["ceilings"]:
+        listed = "; ".join(
+            f"{as_html(title)} {score_text(ceiling['mSA'])} ({interval_text(ceiling['confidence'])})"
+            for title, ceiling in result["ceilings"].items()
+        )
         yield (
-            f"<p>Ceiling: even perfect maps of {as_html(title)} score "
-            f"{score_text(ceiling['mSA'])} ({interval_text(ceiling['confidence'])}) once objects "
-            "are read from them. What works through these maps cannot score higher.</p>"
+            "<p>Ceilings, the mSA of perfect maps once objects are read from them: "
+            f"{listed}. What works through such maps cannot score higher on these images.</p>"
         )
     headers = "".join(
         f'<th scope="col" title="{meaning}">{key.replace("_", " ")} {"↑" if up else "↓"}</th>'
