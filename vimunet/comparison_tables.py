@@ -66,8 +66,8 @@ def write_scores(result: dict[str, Any], published: Mapping[str, float] | None) 
     yield "</figcaption></figure>"
     if result["ceilings"]:
         listed = "; ".join(
-            f"{as_html(title)} {score_text(ceiling['mSA'])} ({interval_text(ceiling['confidence'])})"
-            for title, ceiling in result["ceilings"].items()
+            f"{as_html(title)} {score_text(top['mSA'])} ({interval_text(top['confidence'])})"
+            for title, top in result["ceilings"].items()
         )
         yield (
             "<p>Ceilings, the mSA of perfect maps once objects are read from them: "
