@@ -19,7 +19,7 @@ class Arrays:
     """Predictions in memory, with the interface of files that a tool wrote."""
 
     images: dict[str, np.ndarray]
-    tool: str = "labels"
+    tool: str = "label images"
     missing_is_empty: bool = False
     asked: list[str] = field(default_factory=list)
 
@@ -75,7 +75,7 @@ def make_result(labels, methods, ceilings=None, tools=None, seconds=None):
         values = {key: np.array([image[key] for image in images], float) for key in keys}
         result["methods"][method] = {
             "folder": f"predictions/{method}",
-            "tool": (tools or {}).get(method, "labels"),
+            "tool": (tools or {}).get(method, "label images"),
             "seconds_per_image": (seconds or {}).get(method),
             "images": images,
             "mean": {key: mean_defined(values[key]) for key in keys},

@@ -21,10 +21,10 @@ pytest.importorskip("matplotlib")
 sys.path.insert(0, str(Path(__file__).parent))
 from comparison_results import Arrays, make_result
 
-from vimunet.comparison_figure import PUBLISHED_TITLE, figure_svg, write_figure
-from vimunet.comparison_pictures import COLORS, Painter, choose_images
-from vimunet.comparison_report import write_report
-from vimunet.comparison_sentences import diagnosis, headline, is_certain, ranking, score_text
+from vimunet.comparison.figure import PUBLISHED_TITLE, figure_svg, write_figure
+from vimunet.comparison.pictures import COLORS, Painter, choose_images
+from vimunet.comparison.report import write_report
+from vimunet.comparison.sentences import diagnosis, headline, is_certain, ranking, score_text
 
 VOID = {"meta", "img", "br", "input", "hr", "link"}
 SVG_NAMESPACE = "{http://www.w3.org/2000/svg}"

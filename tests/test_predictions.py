@@ -56,15 +56,19 @@ def found_in(folder):
 @pytest.mark.parametrize(
     ("names", "tool", "files"),
     [
-        (["a.tif", "b.tif"], "labels", {"a": "a.tif", "b": "b.tif"}),
-        (["a.ome.tif", "b.png", "c.npy", "d.h5"], "labels", {"a": 0, "b": 0, "c": 0, "d": 0}),
-        (["a_masks.tif", "b_masks.tif"], "labels", {"a": "a_masks.tif", "b": "b_masks.tif"}),
-        (["a_label.tiff", "b_labels.png"], "labels", {"a": "a_label.tiff", "b": "b_labels.png"}),
-        (["a.tif!", "a_masks.tif"], "labels", {"a": "a_masks.tif"}),
-        (["a_masks.tif", "a_mask.tif"], "labels", {"a_mask": "a_mask.tif", "a_masks": 0}),
-        (["_masks.tif"], "labels", {"_masks": "_masks.tif"}),
-        (["a.tif", "a.jpg", "a.txt"], "labels", {"a": "a.tif"}),
-        (["cell10.tif", "cell2.tif"], "labels", {"cell2": 0, "cell10": 0}),
+        (["a.tif", "b.tif"], "label images", {"a": "a.tif", "b": "b.tif"}),
+        (["a.ome.tif", "b.png", "c.npy", "d.h5"], "label images", {"a": 0, "b": 0, "c": 0, "d": 0}),
+        (["a_masks.tif", "b_masks.tif"], "label images", {"a": "a_masks.tif", "b": "b_masks.tif"}),
+        (
+            ["a_label.tiff", "b_labels.png"],
+            "label images",
+            {"a": "a_label.tiff", "b": "b_labels.png"},
+        ),
+        (["a.tif!", "a_masks.tif"], "label images", {"a": "a_masks.tif"}),
+        (["a_masks.tif", "a_mask.tif"], "label images", {"a_mask": "a_mask.tif", "a_masks": 0}),
+        (["_masks.tif"], "label images", {"_masks": "_masks.tif"}),
+        (["a.tif", "a.jpg", "a.txt"], "label images", {"a": "a.tif"}),
+        (["cell10.tif", "cell2.tif"], "label images", {"cell2": 0, "cell10": 0}),
         (["a_cp_masks.tif"], "Cellpose", {"a": "a_cp_masks.tif"}),
         (["a_cp_masks.png", "b_cp_masks.png"], "Cellpose", {"a": 0, "b": 0}),
         (["a.ome_cp_masks.tif", "iso.27_seg.npy"], "Cellpose", {"a": 0, "iso.27": 0}),
@@ -251,7 +255,7 @@ def test_nnunet(tmp_path):
 
 def test_real_files_of_several_tools(shared_data, tmp_path):
     real = shared_data / "tiny_mixed" / "labels"
-    for tool, pattern in [("Cellpose", "*_cp_masks.tif"), ("labels", "neurips_*_label.tiff")]:
+    for tool, pattern in [("Cellpose", "*_cp_masks.tif"), ("label images", "neurips_*_label.tiff")]:
         folder = tmp_path / tool
         folder.mkdir()
         for file in real.glob(pattern):

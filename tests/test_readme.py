@@ -10,7 +10,7 @@ import tifffile
 import torch
 
 import vimunet
-from vimunet.cli import _parser
+from vimunet.cli import parse
 from vimunet.representation import Boundaries
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -38,7 +38,7 @@ COMMANDS = [
 
 @pytest.mark.parametrize("command", COMMANDS)
 def test_commands_parse(command):
-    assert _parser().parse_args(shlex.split(command)[1:]).run
+    assert parse(shlex.split(command)[1:]).run
 
 
 def test_there_are_commands():

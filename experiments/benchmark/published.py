@@ -72,7 +72,7 @@ def read_published(file: str | Path = FILE) -> list[Published]:
 
 
 def published_scores(data: str, representation: str, file: str | Path = FILE) -> dict[str, float]:
-    """Return the published mSA of each method, for `vimunet.comparison_figure.write_figure`.
+    """Return the published mSA of each method, for `vimunet.comparison.figure.write_figure`.
 
     Args:
         data: "LIVECell" or "CREMI".

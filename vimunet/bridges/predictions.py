@@ -47,7 +47,7 @@ class Predictions:
     """The segmentations of one tool.
 
     Attributes:
-        tool: "nnU-Net", "Cellpose", "StarDist", "ImageJ ROIs" or "labels".
+        tool: "nnU-Net", "Cellpose", "StarDist", "ImageJ ROIs" or "label images".
         files: File of each image, by its name without any extension or ending of the tool, in
             natural order.
         missing_is_empty: Whether the tool writes no file where it finds nothing. Cellpose does so
@@ -148,7 +148,7 @@ def open_predictions(folder: str | Path, *, protocol: nnunet.Protocol = "fair") 
             f"No segmentations in {folder}. Known: label images ({', '.join(LABEL_SUFFIXES)}), and "
             "the files of nnU-Net, Cellpose, StarDist and ImageJ's ROI manager."
         )
-    return Predictions("labels", found)
+    return Predictions("label images", found)
 
 
 def _with_endings(files: Iterable[Path], endings: tuple[str, ...]) -> dict[str, Path]:

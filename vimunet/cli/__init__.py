@@ -1,4 +1,4 @@
-"""The command line: `vimunet info | segment | train | tune | evaluate | convert | data`.
+"""The command line: `vimunet info | segment | train | tune | evaluate | compare | convert | data`.
 
 Each command reads files, calls one function of the library and writes files; nothing is computed
 here. A command imports what it needs when it runs, so that `vimunet --help` answers at once.
@@ -13,7 +13,17 @@ import sys
 from collections.abc import Sequence
 from importlib import import_module
 
-COMMANDS = ("info", "segment", "train", "tune", "evaluate", "convert", "data")
+COMMANDS = (
+    "info",
+    "segment",
+    "train",
+    "tune",
+    "evaluate",
+    "compare",
+    "convert",
+    "convert_nnunet",
+    "data",
+)
 """Modules of this package, each with one command, in the order of `vimunet --help`."""
 
 
@@ -26,7 +36,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     Returns:
         The exit code.
     """
-    options = _parser().parse_args(arguments)
+    options = parse(sys.argv[1:] if arguments is None else arguments)
     logging.basicConfig(format="vimunet: %(message)s")
     logging.getLogger("vimunet").setLevel(logging.INFO)
     try:
@@ -45,6 +55,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         print("vimunet: interrupted", file=sys.stderr)
         return 130
+
+
+def parse(arguments: Sequence[str]) -> argparse.Namespace:
+    """Read what was typed behind `vimunet`; `convert nnunet` is one command of two words."""
+    if list(arguments[:2]) == ["convert", "nnunet"]:
+        arguments = ["convert nnunet", *arguments[2:]]
+    return _parser().parse_args(arguments)
 
 
 def _parser() -> argparse.ArgumentParser:

@@ -12,6 +12,8 @@ OPTIONAL_PACKAGES = {
     "matplotlib": "train",
     "tensorboard": "train",
     "pycocotools": "train",
+    "nibabel": "benchmark",
+    "roifile": "benchmark",
     "mamba-ssm": "cuda",
     "causal-conv1d": "cuda",
     "napari": "napari",

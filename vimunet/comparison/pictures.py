@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from vimunet.comparison import LABELLED_FATES, PREDICTED_FATES, explain
-from vimunet.comparison_sentences import number, printable, ranking, score_text
+from vimunet.comparison.sentences import number, printable, ranking, score_text
 from vimunet.data.folder import list_images, read_image, stem
 from vimunet.overlay import outlines, stretch_contrast
 

@@ -14,7 +14,7 @@ from typing import Any
 
 from vimunet import __version__
 from vimunet.bridges.predictions import open_predictions
-from vimunet.comparison_pictures import (
+from vimunet.comparison.pictures import (
     COLORS,
     MOST_METHODS,
     Painter,
@@ -22,8 +22,8 @@ from vimunet.comparison_pictures import (
     Readable,
     choose_images,
 )
-from vimunet.comparison_sentences import headline, ranking, score_text
-from vimunet.comparison_tables import (
+from vimunet.comparison.sentences import headline, ranking, score_text
+from vimunet.comparison.tables import (
     FATES,
     as_html,
     plural,

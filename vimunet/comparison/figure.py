@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from vimunet.comparison_sentences import number, printable, ranking, score_text
+from vimunet.comparison.sentences import number, printable, ranking, score_text
 from vimunet.files import replacing
 
 if TYPE_CHECKING:

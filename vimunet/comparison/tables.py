@@ -5,8 +5,8 @@ import math
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
-from vimunet.comparison_figure import PUBLISHED_TITLE, figure_svg
-from vimunet.comparison_sentences import (
+from vimunet.comparison.figure import PUBLISHED_TITLE, figure_svg
+from vimunet.comparison.sentences import (
     FEW_IMAGES,
     diagnosis,
     interval_text,

@@ -1,0 +1,123 @@
+"""`vimunet compare` and `vimunet convert nnunet`, from files to files."""
+
+import csv
+import json
+
+import numpy as np
+import pytest
+import tifffile
+
+from vimunet.bridges.nnunet import to_classes
+from vimunet.cli import main
+from vimunet.data.folder import find_pairs
+
+
+@pytest.fixture
+def cells(tmp_path, samples):
+    """Two shipped images with labels, and the predictions of three tools."""
+    pairs = find_pairs(samples / "phase" / "test" / "images", samples / "phase" / "test" / "labels")
+    for folder in ("images", "labels", "cellpose", "nnunet", "plain"):
+        (tmp_path / folder).mkdir()
+    for number, sample in enumerate(pairs):
+        image, labels = (array[:160, :160] for array in sample.read())
+        labels = labels.astype(np.uint16)
+        tifffile.imwrite(tmp_path / "images" / f"{number}.tif", image)
+        tifffile.imwrite(tmp_path / "labels" / f"{number}.tif", labels)
+        tifffile.imwrite(
+            tmp_path / "cellpose" / f"{number}_cp_masks.tif", np.roll(labels, 2, axis=1)
+        )
+        tifffile.imwrite(tmp_path / "nnunet" / f"{number}.tif", to_classes(labels))
+        if number:
+            tifffile.imwrite(tmp_path / "plain" / f"{number}.tif", labels * 0)
+    classes = {"labels": {"background": 0, "interior": 1, "boundary": 2}}
+    (tmp_path / "nnunet" / "dataset.json").write_text(json.dumps(classes))
+    return tmp_path
+
+
+def compared(folder, *options):
+    methods = [f"{name}={folder / name}" for name in ("cellpose", "nnunet")]
+    return main(
+        ["compare", *methods, str(folder / "plain"), "--labels", str(folder / "labels")]
+        + ["--output", str(folder / "out"), *options]
+    )
+
+
+def test_compare_reads_all_tools_and_writes_everything(cells, capsys):
+    assert compared(cells, "--images", str(cells / "images"), "--seconds", "nnunet=0.5") == 0
+    out = cells / "out"
+    assert {file.name for file in out.iterdir()} == {
+        "comparison.json",
+        "figure.png",
+        "figure.svg",
+        "images.csv",
+        "methods.csv",
+        "report.html",
+    }
+    result = json.loads((out / "comparison.json").read_text())
+    tools = {name: method["tool"] for name, method in result["methods"].items()}
+    assert tools == {"cellpose": "Cellpose", "nnunet": "nnU-Net", "plain": "label images"}
+    assert result["best"] == "nnunet"
+    # perfect classes reach the ceiling of the way that they were made
+    ceiling = result["ceilings"]["nnU-Net's classes"]["mSA"]
+    assert result["methods"]["nnunet"]["mean"]["mSA"] == pytest.approx(ceiling)
+    assert result["methods"]["nnunet"]["seconds_per_image"] == 0.5
+    assert ceiling > result["ceilings"]["nnU-Net's classes, as published"]["mSA"] + 0.1
+    printed = capsys.readouterr().out
+    assert "plain, 0: no file; scored as empty" in printed
+    assert str(out / "report.html") in printed
+    with (out / "images.csv").open() as file:
+        assert len(list(csv.DictReader(file))) == 6
+
+
+def test_protocol_paper_reads_classes_as_published(cells):
+    assert compared(cells, "--protocol", "paper", "--gallery", "0") == 0
+    result = json.loads((cells / "out" / "comparison.json").read_text())
+    fair = result["ceilings"]["nnU-Net's classes"]["mSA"]
+    assert result["methods"]["nnunet"]["mean"]["mSA"] < fair - 0.1
+
+
+def test_an_earlier_comparison_is_not_replaced_by_chance(cells, capsys):
+    assert compared(cells, "--gallery", "0") == 0
+    before = (cells / "out" / "report.html").stat().st_mtime_ns
+    assert compared(cells, "--gallery", "0") == 2
+    assert "--overwrite" in capsys.readouterr().err
+    assert (cells / "out" / "report.html").stat().st_mtime_ns == before
+    assert compared(cells, "--gallery", "0", "--overwrite") == 0
+    assert (cells / "out" / "report.html").stat().st_mtime_ns > before
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["a=one", "a=two"], "different names, got 'a'"),
+        (["=one"], "different names, got ''"),
+        (["a=missing"], "missing"),
+        (["a=one", "--seconds", "a=fast"], "NAME=SECONDS, got 'a=fast'"),
+        (["a=one", "--seconds", "b=1"], "`seconds` must name methods"),
+    ],
+)
+def test_wrong_arguments_of_compare(cells, monkeypatch, capsys, arguments, message):
+    monkeypatch.chdir(cells)
+    (cells / "plain").rename(cells / "one")
+    assert main(["compare", *arguments, "--labels", "labels"]) == 2
+    assert message in capsys.readouterr().err
+    assert not (cells / "comparison").exists()
+
+
+def test_convert_nnunet_writes_a_data_set(cells, capsys, monkeypatch):
+    monkeypatch.delenv("nnUNet_preprocessed", raising=False)
+    folders = ["--images", str(cells / "images"), "--labels", str(cells / "labels")]
+    target = ["--output", str(cells / "raw"), "--id", "7", "--name", "Cells"]
+    assert main(["convert", "nnunet", *folders, *target, "--test-images", folders[1]]) == 0
+    dataset = cells / "raw" / "Dataset007_Cells"
+    assert len(list((dataset / "labelsTr").iterdir())) == 2
+    assert len(list((dataset / "imagesTs").iterdir())) == 2
+    assert "2 images to train on, 0 to validate, 2 to predict" in capsys.readouterr().out
+    assert main(["convert", "nnunet", *folders, *target]) == 2
+    assert str(dataset) in capsys.readouterr().err
+
+
+def test_convert_still_takes_checkpoints(tmp_path, capsys):
+    missing = tmp_path / "nnunet"
+    assert main(["convert", str(missing), "--output", str(tmp_path / "model")]) == 2
+    assert str(missing) in capsys.readouterr().err

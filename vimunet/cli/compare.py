@@ -1,0 +1,158 @@
+"""`vimunet compare`: predictions of several methods in, one table, one figure, one report out."""
+
+import argparse
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from vimunet.cli.arguments import Commands, add_command, add_labelled_pixels_only
+
+
+def add_parser(commands: Commands) -> None:
+    """Add the command and its arguments."""
+    add_arguments(
+        add_command(
+            commands, "compare", run, "score several methods on the same images, with a report"
+        )
+    )
+
+
+def add_arguments(command: argparse.ArgumentParser) -> None:
+    """Add the arguments, which `experiments/benchmark/compare.py` shares."""
+    command.add_argument(
+        "methods",
+        nargs="+",
+        metavar="NAME=FOLDER",
+        help="what each method found, as nnU-Net, Cellpose, StarDist, ImageJ or any other tool "
+        "wrote it; without NAME=, the folder's own name",
+    )
+    command.add_argument("--labels", type=Path, required=True, help="folder of annotated labels")
+    command.add_argument("--images", type=Path, help="folder of the images, for the pictures")
+    command.add_argument(
+        "--output",
+        type=Path,
+        default=Path("comparison"),
+        help="folder for report.html, figure.png, figure.svg, methods.csv, images.csv and "
+        "comparison.json (default: %(default)s)",
+    )
+    command.add_argument(
+        "--protocol",
+        choices=("fair", "paper"),
+        default="fair",
+        help="how nnU-Net's classes become objects and matches are counted (default: %(default)s)",
+    )
+    command.add_argument(
+        "--threshold", type=float, default=0.5, help="IoU of a match (default: %(default)s)"
+    )
+    add_labelled_pixels_only(command)
+    command.add_argument(
+        "--seconds",
+        action="append",
+        default=[],
+        metavar="NAME=SECONDS",
+        help="seconds per image of a method, if you know them; may be repeated",
+    )
+    command.add_argument(
+        "--gallery", type=int, default=12, help="images to show (default: %(default)s)"
+    )
+    command.add_argument("--overwrite", action="store_true", help="replace an earlier comparison")
+
+
+def run(options: argparse.Namespace, published: Mapping[str, float] | None = None) -> int:
+    """Score several methods and write the tables, the figure and the report.
+
+    Args:
+        options: What `add_arguments` reads.
+        published: mSA of others' methods on others' images, for a panel of their own.
+
+    Returns:
+        The exit code.
+    """
+    from tqdm import tqdm
+
+    from vimunet.comparison import compare, perfect_maps, write_tables
+    from vimunet.comparison.figure import write_figure
+    from vimunet.comparison.report import write_report
+
+    methods = _methods(options.methods)
+    output = options.output
+    if (output / "comparison.json").exists() and not options.overwrite:
+        raise ValueError(f"{output} holds a comparison already. Replace it with --overwrite.")
+    with tqdm(unit="image", disable=None) as bar:
+
+        def show(done: int, total: int) -> None:
+            bar.total = total
+            bar.update(done - bar.n)
+
+        result = compare(
+            options.labels,
+            methods,
+            images=options.images,
+            threshold=options.threshold,
+            protocol=options.protocol,
+            labelled_pixels_only=options.labelled_pixels_only,
+            seconds=_seconds(options.seconds),
+            ceilings=perfect_maps(background=not options.labelled_pixels_only),
+            progress=show,
+        )
+    write_tables(output, result)
+    write_figure(result, output, published=published)
+    write_report(
+        result,
+        output / "report.html",
+        options.images,
+        most_images=options.gallery,
+        published=published,
+    )
+    _print(result)
+    print(f"\nReport: {output / 'report.html'}")
+    return 0
+
+
+def _methods(given: Sequence[str]) -> dict[str, Path]:
+    methods: dict[str, Path] = {}
+    for text in given:
+        name, sign, folder = text.partition("=")
+        path = Path(folder if sign else text)
+        name = name if sign else path.resolve().name
+        if not name or name in methods:
+            raise ValueError(
+                f"Methods must have different names, got {name!r} for {path}. "
+                "Write NAME=FOLDER to name one."
+            )
+        methods[name] = path
+    return methods
+
+
+def _seconds(given: Sequence[str]) -> dict[str, float]:
+    seconds = {}
+    for text in given:
+        name, _, number = text.rpartition("=")
+        try:
+            seconds[name] = float(number)
+        except ValueError:
+            raise ValueError(f"`--seconds` must be NAME=SECONDS, got {text!r}.") from None
+    return seconds
+
+
+def _print(result: dict[str, Any]) -> None:
+    columns = ("mSA", "SA50", "SA75", "F1", "PQ")
+    methods = sorted(result["methods"].items(), key=lambda item: -item[1]["mean"]["mSA"])
+    width = max(len(name) for name in ("perfect maps", *result["methods"]))
+    print(" " * width + "".join(f"{column:>8}" for column in columns) + "   95 % of mSA")
+    for name, method in methods:
+        low, high = method["confidence"]["mSA"]
+        print(
+            f"{name:<{width}}"
+            + "".join(f"{method['mean'][column]:>8.3f}" for column in columns)
+            + f"   {low:.3f} - {high:.3f}"
+        )
+    for title, ceiling in result["ceilings"].items():
+        print(f"{'perfect maps':<{width}}{ceiling['mSA']:>8.3f}   {title}")
+    for name, method in methods:
+        for entry in method["problems"][:5]:
+            print(f"{name}, {entry['name']}: {entry['problem']}; scored as empty")
+        if (more := len(method["problems"]) - 5) > 0:
+            print(f"{name}: {more} more images scored as empty, see images.csv")
+        if method["extra"]:
+            print(f"{name}: {len(method['extra'])} predictions without labels, not scored")

@@ -1,0 +1,332 @@
+"""Several methods on the same images: who is best, by how much, and what goes wrong where.
+
+`compare` scores one folder of predictions per method, from whatever tool, against one folder of
+labels. `explain` tells what became of each object of one image. Pictures and tables of the result
+are in `vimunet.comparison.report`; the scores themselves in `vimunet.evaluation`.
+"""
+
+import itertools
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from vimunet.bridges import nnunet
+from vimunet.bridges.predictions import Predictions, open_predictions
+from vimunet.comparison.fates import LABELLED_FATES, PREDICTED_FATES, fates
+from vimunet.data.folder import list_images, natural_key, read_image, stem
+from vimunet.evaluation import (
+    Protocol,
+    confidence_interval,
+    mean_segmentation_accuracy,
+    scores_of,
+    summarize,
+    write_json,
+    write_rows,
+)
+from vimunet.matching import Overlap
+from vimunet.representation import Boundaries, Distances
+
+_WRONG = {"false": "false", "pieces": "piece", "mergers": "merger"}
+_COUNTS = ("TP", "FP", "FN", "objects", "predicted", *LABELLED_FATES[1:], *_WRONG)
+
+_SIZE_CLASSES = 5
+_MOST_FOR_CEILINGS = 40
+
+
+def compare(
+    labels: str | Path,
+    methods: Mapping[str, str | Path],
+    *,
+    images: str | Path | None = None,
+    threshold: float = 0.5,
+    protocol: Protocol = "fair",
+    labelled_pixels_only: bool = False,
+    seconds: Mapping[str, float] | None = None,
+    ceilings: Mapping[str, Callable[[np.ndarray], np.ndarray]] | None = None,
+    progress: Callable[[int, int], None] | None = None,
+) -> dict[str, Any]:
+    """Score several methods on the same images.
+
+    Images are scored one by one, so that only one is in memory at a time. A prediction that is
+    missing, cannot be read or has another size counts as empty and is listed under `problems`:
+    nothing is left out for one method that counts for another.
+
+    Args:
+        labels: Folder of annotated labels, of any tool that `open_predictions` reads.
+        methods: Name of each method -> its folder of predictions, of any tool.
+        images: Folder of the images; needed where outlines (ImageJ ROIs) are the labels.
+        threshold: IoU in (0, 1] for counts, F1, PQ and fates.
+        protocol: "fair", or "paper" for the published way to read nnU-Net's classes and to count.
+        labelled_pixels_only: As in `vimunet.evaluate`; for EM labels that leave out boundaries.
+        seconds: Seconds per image of a method, where known; they are only passed on.
+        ceilings: Title -> what turns labels into the labels that perfect maps would give. They
+            are scored on at most 40 of the images, evenly spread.
+        progress: Called with the number of images done and of all.
+
+    Returns:
+        `names` of the images, `settings`, `best` (the method with the highest mean mSA),
+        `ceilings` (mSA and confidence interval) and `methods`. Of each method: folder, tool,
+        seconds_per_image; `images`, one row of scores and counts of fates each; `mean`,
+        `confidence` and `total` over images; `by_size`, the fates of small to large objects, in
+        five classes of equally many; `problems`; `extra`, predictions without labels;
+        `against_best`: mean difference of mSA to the best method on the same images, its
+        confidence interval, and on how many images it wins, ties and loses.
+
+    Raises:
+        FileNotFoundError: If a folder does not exist or has nothing in it.
+        ValueError: If there is no method, `seconds` names an unknown one, or labels cannot be read.
+    """
+    if not methods:
+        raise ValueError("`methods` must name at least one folder of predictions.")
+    if not 0 < threshold <= 1:
+        raise ValueError(f"`threshold` must be in (0, 1], got {threshold}.")
+    seconds = dict(seconds or {})
+    if unknown := sorted(seconds.keys() - methods.keys()):
+        raise ValueError(
+            f"`seconds` must name methods ({', '.join(methods)}), got {', '.join(unknown)}."
+        )
+    truth = open_predictions(labels)
+    names = list(truth.files)
+    shapes = _shapes(images, names) if truth.tool == "ImageJ ROIs" else {}
+    scorers = {
+        name: _Scorer(open_predictions(folder, protocol=protocol), protocol, threshold)
+        for name, folder in methods.items()
+    }
+    highest: dict[str, list[float]] = {title: [] for title in ceilings or {}}
+    step = -(-len(names) // _MOST_FOR_CEILINGS)
+    for number, name in enumerate(names):
+        annotated = truth.read(name, shapes.get(name, (0, 0)))
+        for scorer in scorers.values():
+            scorer.add(name, annotated, labelled_pixels_only)
+        if number % step == 0:
+            for title, perfect in (ceilings or {}).items():
+                highest[title].append(
+                    mean_segmentation_accuracy(
+                        perfect(annotated), annotated, labelled_pixels_only=labelled_pixels_only
+                    )
+                )
+        if progress is not None:
+            progress(number + 1, len(names))
+
+    accuracies = {name: scorer.column("mSA") for name, scorer in scorers.items()}
+    best = max(accuracies, key=lambda name: accuracies[name].mean())
+    areas = np.concatenate(next(iter(scorers.values())).areas)
+    classes = _size_classes(areas)
+    results = {
+        name: {
+            "folder": str(methods[name]),
+            "tool": scorer.predictions.tool,
+            "seconds_per_image": seconds.get(name),
+            **summarize(scorer.rows, _COUNTS),
+            "problems": scorer.problems,
+            "extra": sorted(scorer.predictions.files.keys() - set(names), key=natural_key),
+            "against_best": None if name == best else _against(accuracies[name], accuracies[best]),
+            "by_size": _by_size(areas, np.concatenate(scorer.fates), classes),
+        }
+        for name, scorer in scorers.items()
+    }
+    return {
+        "labels": str(labels),
+        "names": names,
+        "settings": {
+            "threshold": threshold,
+            "protocol": protocol,
+            "labelled_pixels_only": labelled_pixels_only,
+        },
+        "best": best,
+        "ceilings": {
+            title: {
+                "mSA": float(np.mean(scores)),
+                "confidence": confidence_interval(scores),
+                "images": len(scores),
+            }
+            for title, scores in highest.items()
+        },
+        "methods": results,
+    }
+
+
+def perfect_maps(background: bool = True) -> dict[str, Callable[[np.ndarray], np.ndarray]]:
+    """Give what turns labels into the labels that perfect maps would give, as ceilings.
+
+    Args:
+        background: Whether there is background; without it, objects fill the image (EM).
+
+    Returns:
+        Title -> function of (y, x) labels, for the maps of this project and for the classes of
+        nnU-Net, as this project reads them and as published.
+    """
+    if not background:
+        ours: dict[str, Boundaries | Distances] = {"boundary map": Boundaries(foreground=False)}
+    else:
+        ours = {"foreground and boundary maps": Boundaries(), "distance maps": Distances()}
+    roads: dict[str, Callable[[np.ndarray], np.ndarray]] = {
+        title: partial(_through_maps, representation) for title, representation in ours.items()
+    }
+    kind: nnunet.Kind = "boundaries" if background else "boundary"
+    roads["nnU-Net's classes"] = partial(_through_classes, kind, "fair")
+    roads["nnU-Net's classes, as published"] = partial(_through_classes, kind, "paper")
+    return roads
+
+
+def _through_maps(representation: Boundaries | Distances, labels: np.ndarray) -> np.ndarray:
+    return representation.decode(representation.encode(labels))
+
+
+def _through_classes(kind: nnunet.Kind, protocol: Protocol, labels: np.ndarray) -> np.ndarray:
+    classes = nnunet.to_classes(labels, kind, protocol)
+    count = len(nnunet.CLASSES[kind])
+    one_hot = (classes == np.arange(count)[:, None, None]).astype(np.float32)
+    return nnunet.to_labels(one_hot, protocol=protocol)
+
+
+class _Scorer:
+    """The scores of one method, image by image."""
+
+    def __init__(self, predictions: Predictions, protocol: Protocol, threshold: float):
+        self.predictions, self.protocol, self.threshold = predictions, protocol, threshold
+        self.rows: list[dict[str, Any]] = []
+        self.problems: list[dict[str, str]] = []
+        self.fates: list[NDArray[np.uint8]] = []
+        self.areas: list[NDArray[np.int64]] = []
+
+    def add(self, name: str, labels: np.ndarray, labelled_pixels_only: bool) -> None:
+        """Score the prediction for one image; if it cannot be used, as empty."""
+        prediction, problem = self._read(name, labels.shape)
+        if problem is None:
+            try:
+                overlap = Overlap.between(prediction, labels, labelled_pixels_only)
+            except (TypeError, ValueError) as error:
+                problem = f"cannot be scored: {error}"
+        if problem is not None:
+            self.problems.append({"name": name, "problem": problem})
+            overlap = Overlap.between(np.zeros_like(labels), labels, labelled_pixels_only)
+        labelled, predicted = (values[1:] for values in fates(overlap, self.threshold))
+        of_labelled = np.bincount(labelled, minlength=len(LABELLED_FATES)).tolist()
+        of_predicted = np.bincount(predicted, minlength=len(PREDICTED_FATES)).tolist()
+        self.fates.append(labelled)
+        areas = np.bincount(overlap.labelled, overlap.pixels, labelled.size + 1)[1:]
+        self.areas.append(areas.astype(np.int64))
+        self.rows.append(
+            {
+                "name": name,
+                **scores_of(overlap, self.threshold, self.protocol),
+                "objects": labelled.size,
+                "predicted": predicted.size,
+                **dict(zip(LABELLED_FATES[1:], of_labelled[1:], strict=True)),
+                **{
+                    column: of_predicted[PREDICTED_FATES.index(fate)]
+                    for column, fate in _WRONG.items()
+                },
+            }
+        )
+
+    def _read(self, name: str, shape: tuple[int, ...]) -> tuple[np.ndarray, str | None]:
+        nothing = np.zeros(shape, np.uint8)
+        if name not in self.predictions.files:
+            means = ": nothing was found" if self.predictions.missing_is_empty else ""
+            return nothing, f"no file{means}"
+        try:
+            prediction = self.predictions.read(name, (shape[-2], shape[-1]))
+        except (OSError, ValueError, TypeError) as error:
+            return nothing, f"cannot be read: {error}"
+        if prediction.shape != shape:
+            return nothing, f"shape {prediction.shape} instead of {shape}"
+        return prediction, None
+
+    def column(self, key: str) -> NDArray[np.float64]:
+        """(n,) one score of all images."""
+        return np.array([row[key] for row in self.rows], float)
+
+
+def _against(accuracies: NDArray[np.float64], best: NDArray[np.float64]) -> dict[str, Any]:
+    """Compare with the best method on the same images."""
+    differences = accuracies - best
+    return {
+        "difference": float(differences.mean()),
+        "confidence": confidence_interval(differences),
+        "wins": int((differences > 0).sum()),
+        "ties": int((differences == 0).sum()),
+        "losses": int((differences < 0).sum()),
+    }
+
+
+def _size_classes(areas: NDArray[np.int64]) -> list[int]:
+    """Borders between classes of equally many objects; each class ends below the next border."""
+    if not areas.size:
+        return []
+    borders = np.quantile(areas, np.linspace(0, 1, _SIZE_CLASSES + 1), method="closest_observation")
+    borders[-1] += 1
+    return np.unique(borders).astype(int).tolist()
+
+
+def _by_size(
+    areas: NDArray[np.int64], objects: NDArray[np.uint8], borders: Sequence[int]
+) -> list[dict[str, int]]:
+    rows = []
+    for low, high in itertools.pairwise(borders):
+        inside = objects[(areas >= low) & (areas < high)]
+        counts = np.bincount(inside, minlength=len(LABELLED_FATES)).tolist()
+        rows.append(
+            {
+                "area_from": low,
+                "area_to": high - 1,
+                "objects": inside.size,
+                **dict(zip(LABELLED_FATES[1:], counts[1:], strict=True)),
+            }
+        )
+    return rows
+
+
+def _shapes(images: str | Path | None, names: Sequence[str]) -> dict[str, tuple[int, int]]:
+    """Height and width of the images, which outlines do not tell."""
+    if images is None:
+        raise ValueError("`images` must be given if the labels are outlines (ImageJ ROIs).")
+    files = {stem(file): file for file in list_images(images)}
+    if missing := [name for name in names if name not in files]:
+        raise ValueError(f"No image in {images} for the labels {', '.join(missing[:5])}.")
+    sizes = ((name, read_image(files[name]).shape) for name in names)
+    return {name: (shape[0], shape[1]) for name, shape in sizes}
+
+
+def write_tables(folder: str | Path, result: dict[str, Any]) -> None:
+    """Write `comparison.json`, `methods.csv` and `images.csv`, each completely or not at all.
+
+    Args:
+        folder: Is made if need be.
+        result: Of `compare`.
+    """
+    folder = Path(folder)
+    write_json(folder / "comparison.json", result)
+    methods, images = [], []
+    for name, method in result["methods"].items():
+        row: dict[str, Any] = {"method": name, "tool": method["tool"]}
+        for key, mean in method["mean"].items():
+            low, high = method["confidence"][key]
+            row |= {key: mean, f"{key} low": low, f"{key} high": high}
+        against = method["against_best"] or {}
+        methods.append(
+            row
+            | method["total"]
+            | {
+                "seconds_per_image": method["seconds_per_image"],
+                "problems": len(method["problems"]),
+                "mSA minus best": against.get("difference", 0.0),
+                "wins": against.get("wins"),
+                "ties": against.get("ties"),
+                "losses": against.get("losses"),
+            }
+        )
+        problems = {entry["name"]: entry["problem"] for entry in method["problems"]}
+        images += [
+            {"method": name, "image": row["name"], **row, "problem": problems.get(row["name"])}
+            for row in method["images"]
+        ]
+    for row in images:
+        del row["name"]
+    write_rows(folder / "methods.csv", methods)
+    write_rows(folder / "images.csv", images)
