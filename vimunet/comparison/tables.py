@@ -77,10 +77,13 @@ def write_scores(result: dict[str, Any], published: Mapping[str, float] | None) 
         f'<th scope="col" title="{meaning}">{key.replace("_", " ")} {"↑" if up else "↓"}</th>'
         for key, up, meaning in _SCORES
     )
+    methods = result["methods"].values()
+    timed = any(method["seconds_per_image"] is not None for method in methods)
+    of_time = '<th scope="col">Seconds<br>per image</th>' if timed else ""
     yield (
         f'<div class="wide"><table><thead><tr><th scope="col" class="name">Method</th>{headers}'
         '<th scope="col">TP</th><th scope="col">FP</th><th scope="col">FN</th>'
-        '<th scope="col">Seconds<br>per image</th></tr></thead><tbody>'
+        f"{of_time}</tr></thead><tbody>"
     )
     best = {
         key: (max if up else min)(values, default=math.nan)
@@ -88,13 +91,13 @@ def write_scores(result: dict[str, Any], published: Mapping[str, float] | None) 
         for values in [
             [
                 number(method["mean"][key])
-                for method in result["methods"].values()
+                for method in methods
                 if not math.isnan(number(method["mean"][key]))
             ]
         ]
     }
     for name in ranking(result):
-        yield _score_row(name, result["methods"][name], best, images)
+        yield _score_row(name, result["methods"][name], best, images, timed)
     meanings = "".join(
         f"<dt>{key.replace('_', ' ')}</dt><dd>{meaning}; {'1' if up else '0'} is best</dd>"
         for key, up, meaning in _SCORES
@@ -109,7 +112,9 @@ def write_scores(result: dict[str, Any], published: Mapping[str, float] | None) 
     )
 
 
-def _score_row(name: str, method: dict[str, Any], best: dict[str, float], images: int) -> str:
+def _score_row(
+    name: str, method: dict[str, Any], best: dict[str, float], images: int, timed: bool
+) -> str:
     cells = []
     for key, _, _ in _SCORES:
         mean = number(method["mean"][key])
@@ -121,12 +126,13 @@ def _score_row(name: str, method: dict[str, Any], best: dict[str, float], images
         cells.append(f'<td data-score="{key}">{text}</td>')
     counts = "".join(f"<td>{method['total'][key]:,}</td>" for key in ("TP", "FP", "FN"))
     seconds = method["seconds_per_image"]
+    of_time = f"<td>{'' if seconds is None else f'{seconds:.3g}'}</td>" if timed else ""
     problems = len(method["problems"])
     warning = f' <span class="warn">{problems} {plural(problems, "problem")}</span>'
     return (
         f'<tr><th scope="row" class="name">{as_html(name)}<small>{as_html(method["tool"])}'
         f"{warning if problems else ''}</small></th>"
-        f"{''.join(cells)}{counts}<td>{'' if seconds is None else f'{seconds:.3g}'}</td></tr>"
+        f"{''.join(cells)}{counts}{of_time}</tr>"
     )
 
 
