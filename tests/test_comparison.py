@@ -179,6 +179,15 @@ def test_methods_are_compared_image_by_image(folders):
     assert high - low <= width + 1e-12
 
 
+def test_equal_scores_are_ties(folders):
+    for file in (folders / "good").iterdir():
+        (folders / "bad" / file.name).write_bytes(file.read_bytes())
+    result = compare(folders / "labels", {m: folders / m for m in ("bad", "good")})
+    (against,) = filter(None, (m["against_best"] for m in result["methods"].values()))
+    assert (against["wins"], against["ties"], against["losses"]) == (0, 5, 0)
+    assert against["difference"] == 0 and against["confidence"] == [0, 0]
+
+
 def test_size_classes_hold_all_objects_and_the_same_ones(folders):
     result = compare(folders / "labels", {m: folders / m for m in ("good", "bad")})
     good, bad = (result["methods"][m]["by_size"] for m in ("good", "bad"))
