@@ -12,7 +12,8 @@ torch.set_num_threads(1)
 settings.register_profile("no deadline", deadline=None)
 settings.load_profile("no deadline")
 
-collect_ignore = ["triton_compile.py"]  # a script; pytest would import it for its doctests
+# Not tests; pytest would import them for their doctests.
+collect_ignore = ["triton_compile.py", "torchvision_stub"]
 
 
 @pytest.fixture

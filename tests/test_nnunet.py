@@ -440,6 +440,23 @@ def test_a_failed_replacement_leaves_the_old_data_set(cells, tmp_path):
 # --- predictions ---------------------------------------------------------------------------------
 
 
+def test_files_of_nnunet_itself():
+    """Written by nnunetv2 2.8.1 after three iterations on the phase-contrast samples."""
+    assert is_prediction_folder(REAL)
+    found = find_predictions(REAL)
+    assert found == {"set45_200": REAL / "set45_200.npz"}
+    with np.load(found["set45_200"]) as arrays:
+        stored = arrays["probabilities"]
+    classes = tifffile.imread(REAL / "set45_200.tif")
+    assert stored.shape == (3, 1, *classes.shape) == (3, 1, 64, 80)
+    fair = read_prediction(found["set45_200"])
+    assert np.array_equal(fair, Boundaries().decode([stored[1:, 0].sum(axis=0), stored[2, 0]]))
+    assert fair.max() > 0
+    paper = read_prediction(found["set45_200"], protocol="paper")
+    assert np.array_equal(paper, read_prediction(REAL / "set45_200.tif", protocol="paper"))
+    assert not (paper[classes != 1]).any()
+
+
 @pytest.fixture
 def predicted(tmp_path):
     """A folder as nnU-Net writes it, with the classes of two big cells, not square."""

@@ -115,6 +115,9 @@ class _Trainer(nnUNetTrainerShort):
     def set_deep_supervision_enabled(self, enabled: bool) -> None:  # noqa: D102
         pass
 
+    def _do_i_compile(self) -> bool:
+        return False  # nnU-Net compiles on CUDA; the scans bring compiled kernels of their own
+
 
 class _Planned(_Trainer):
     """Stages and channels are those of nnU-Net's own network, with the plan's optimiser."""
