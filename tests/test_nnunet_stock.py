@@ -21,7 +21,6 @@ from vimunet.bridges.nnunet import (
     write_dataset,
 )
 from vimunet.data.folder import find_pairs, read_labels
-from vimunet.evaluation import mean_segmentation_accuracy
 
 pytest.importorskip("nnunetv2", reason="needs nnU-Net: run `make nnunet`")
 pytestmark = pytest.mark.slow
@@ -140,17 +139,13 @@ def test_the_split_is_ours(planned):
     assert sorted(folds[0]["val"]) == ["set12_100", "set45_100"]
 
 
-def test_a_short_training_finds_cells(planned):
+def test_a_short_training_learns_where_cells_are(planned):
+    """After 150 iterations on small crops: Dice .66 of the objects, .52 if all were one object."""
     predictions = train_and_predict(planned, "nnUNetTrainerResUNet", iterations=150)
-    scores = {}
-    for protocol in ("fair", "paper"):
-        scores[protocol] = np.mean(
-            [
-                mean_segmentation_accuracy(
-                    read_prediction(file, protocol=protocol),
-                    read_labels(planned / "test" / "labels" / f"{name}.tif"),
-                )
-                for name, file in find_predictions(predictions).items()
-            ]
-        )
-    assert scores["fair"] > 0.1
+    learnt, everything = [], []
+    for name, file in find_predictions(predictions).items():
+        cells = read_labels(planned / "test" / "labels" / f"{name}.tif") > 0
+        found = read_prediction(file) > 0
+        learnt.append(2 * (found & cells).sum() / (found.sum() + cells.sum()))
+        everything.append(2 * cells.sum() / (cells.size + cells.sum()))
+    assert np.mean(learnt) > np.mean(everything) + 0.05
