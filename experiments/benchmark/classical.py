@@ -18,12 +18,13 @@ from scipy import ndimage
 from skimage.feature import peak_local_max
 from skimage.filters import gaussian, threshold_otsu
 from skimage.measure import label
-from skimage.morphology import h_minima, remove_small_objects
+from skimage.morphology import h_minima
 from skimage.segmentation import watershed
 from tqdm import tqdm
 
 from vimunet.data.folder import list_images, read_image, stem
 from vimunet.files import replacing
+from vimunet.postprocessing import remove_small
 
 SMALLEST = 50
 
@@ -38,18 +39,14 @@ def segment_cells(image: np.ndarray, sigma: float) -> np.ndarray:
     peaks = peak_local_max(depth, min_distance=round(3 * sigma), labels=label(foreground))
     markers = np.zeros(image.shape, np.int32)
     markers[tuple(peaks.T)] = np.arange(1, len(peaks) + 1)
-    return _without_specks(watershed(-depth, markers, mask=foreground))
+    return remove_small(watershed(-depth, markers, mask=foreground), SMALLEST)
 
 
 def segment_neurites(image: np.ndarray, sigma: float) -> np.ndarray:
     """Segment dark membranes' insides; (y, x) -> (y, x) labels. `sigma`: of the blur, pixels."""
     darkness = -gaussian(image.astype(float), sigma)
     step = 0.25 * darkness.std()
-    return _without_specks(watershed(darkness, label(h_minima(darkness, step))))
-
-
-def _without_specks(labels: np.ndarray) -> np.ndarray:
-    return remove_small_objects(labels, max_size=SMALLEST - 1).astype(np.int32)
+    return remove_small(watershed(darkness, label(h_minima(darkness, step))), SMALLEST)
 
 
 def main() -> None:
