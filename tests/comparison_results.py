@@ -5,7 +5,8 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from vimunet.comparison import LABELLED_FATES, PREDICTED_FATES, explain
-from vimunet.evaluation import central_part, confidence_interval, evaluate, mean_defined, resamples
+from vimunet.comparison.scoring import sign_flip_test
+from vimunet.evaluation import confidence_interval, evaluate, mean_defined
 
 COUNTS = (
     *("TP", "FP", "FN", "objects", "predicted"),
@@ -106,7 +107,8 @@ def make_result(labels, methods, ceilings=None, tools=None, seconds=None):
             if name == result["best"]
             else {
                 "difference": float(gaps.mean()),
-                "confidence": central_part(gaps[drawn].mean() for drawn in resamples(gaps.size)),
+                "confidence": confidence_interval(gaps),
+                "p": sign_flip_test(gaps),
                 "wins": int((gaps > 0).sum()),
                 "ties": int((gaps == 0).sum()),
                 "losses": int((gaps < 0).sum()),

@@ -22,6 +22,7 @@ ALLOWED = {
         "files",
         "matching",
         "overlay",
+        "postprocessing",
         "representation",
     },
     "data": {"data"},

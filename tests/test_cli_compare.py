@@ -43,7 +43,8 @@ def compared(folder, *options):
 
 
 def test_compare_reads_all_tools_and_writes_everything(cells, capsys):
-    assert compared(cells, "--images", str(cells / "images"), "--seconds", "nnunet=0.5") == 0
+    code = compared(cells, "--images", str(cells / "images"), "--seconds", "nnunet=0.5")
+    assert code == 1  # a file of `plain` is missing
     out = cells / "out"
     assert {file.name for file in out.iterdir()} == {
         "comparison.json",
@@ -63,35 +64,42 @@ def test_compare_reads_all_tools_and_writes_everything(cells, capsys):
     assert result["methods"]["nnunet"]["seconds_per_image"] == 0.5
     assert ceiling > result["ceilings"]["nnU-Net's classes, as published"]["mSA"] + 0.1
     printed = capsys.readouterr().out
-    assert "plain, 0: no file; scored as empty" in printed
+    assert "plain: no file; scored as empty: 0" in printed
     assert str(out / "report.html") in printed
     with (out / "images.csv").open() as file:
         assert len(list(csv.DictReader(file))) == 6
 
 
 def test_protocol_paper_reads_classes_as_published(cells):
-    assert compared(cells, "--protocol", "paper", "--gallery", "0") == 0
+    assert compared(cells, "--protocol", "paper", "--gallery", "0") == 1
     result = json.loads((cells / "out" / "comparison.json").read_text())
     fair = result["ceilings"]["nnU-Net's classes"]["mSA"]
     assert result["methods"]["nnunet"]["mean"]["mSA"] < fair - 0.1
 
 
 def test_an_earlier_comparison_is_not_replaced_by_chance(cells, capsys):
-    assert compared(cells, "--gallery", "0") == 0
+    assert compared(cells, "--gallery", "0") == 1
     before = (cells / "out" / "report.html").stat().st_mtime_ns
     assert compared(cells, "--gallery", "0") == 2
     assert "--overwrite" in capsys.readouterr().err
     assert (cells / "out" / "report.html").stat().st_mtime_ns == before
-    assert compared(cells, "--gallery", "0", "--overwrite") == 0
+    assert compared(cells, "--gallery", "0", "--overwrite") == 1
     assert (cells / "out" / "report.html").stat().st_mtime_ns > before
 
 
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["a=one", "a=two"], "different names, got 'a'"),
+        (["a=one", "a=cellpose"], "different names, got 'a'"),
         (["=one"], "different names, got ''"),
-        (["a=missing"], "missing"),
+        (["a=missing"], "predictions of 'a': missing does not exist"),
+        (["a=labels/1.tif"], "is no folder"),
+        (["a=labels"], "must not be the folder of labels"),
+        (["a=one", "--images", "nosuch"], "No such folder: nosuch"),
+        (["a=one", "--gallery", "-1"], "`--gallery` must not be negative, got -1"),
+        (["a=one", "--output", "one"], "`--output` must be a folder of its own"),
+        (["a=one", "--seconds", "a=inf"], "NAME=SECONDS, got 'a=inf'"),
+        (["a=one", "--seconds", "5"], "NAME=SECONDS, got '5'"),
         (["a=one", "--seconds", "a=fast"], "NAME=SECONDS, got 'a=fast'"),
         (["a=one", "--seconds", "b=1"], "`seconds` must name methods"),
     ],

@@ -9,6 +9,7 @@ import tifffile
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
+from scipy.stats import permutation_test
 
 from vimunet.comparison import (
     LABELLED_FATES,
@@ -18,7 +19,8 @@ from vimunet.comparison import (
     write_tables,
 )
 from vimunet.comparison.fates import fates
-from vimunet.evaluation import evaluate, evaluate_folders
+from vimunet.comparison.scoring import sign_flip_test
+from vimunet.evaluation import confidence_interval, evaluate, evaluate_folders
 from vimunet.matching import Overlap
 
 
@@ -172,11 +174,28 @@ def test_methods_are_compared_image_by_image(folders):
     assert (against["wins"], against["ties"], against["losses"]) == (0, 0, 5)
     low, high = against["confidence"]
     assert (bad - good).min() <= low < against["difference"] < high <= (bad - good).max()
-    # the interval of the difference is narrower than that of independent means can be
-    width = np.ptp(np.add(result["methods"]["bad"]["confidence"]["mSA"], 0)) + np.ptp(
-        np.add(result["methods"]["good"]["confidence"]["mSA"], 0)
-    )
-    assert high - low <= width + 1e-12
+    assert [low, high] == confidence_interval(bad - good)
+    assert against["p"] == 2 / 2**5  # the same sign five times
+
+
+def test_signs_are_flipped():
+    assert sign_flip_test(np.array([0.1])) == 1
+    assert sign_flip_test(np.zeros(8)) == 1
+    # signs flipped, -.1 and .3 have the means .1, .2, -.2, -.1: all at least as far from 0 as .1
+    assert sign_flip_test(np.array([-0.1, 0.3])) == 1
+    assert sign_flip_test(np.array([0.2, 0.3])) == 0.5
+    rng = np.random.default_rng(1)
+    unlike = [sign_flip_test(rng.normal(size=8)) < 0.05 for _ in range(400)]
+    assert 0.02 < np.mean(unlike) < 0.08  # one in twenty
+    many = rng.normal(0.3, 1, size=60)
+    assert sign_flip_test(many) == pytest.approx(p_by_scipy(many), abs=0.02)
+
+
+def p_by_scipy(differences):
+    """The same test by scipy."""
+    return permutation_test(
+        (differences,), np.mean, permutation_type="samples", n_resamples=9999
+    ).pvalue
 
 
 def test_equal_scores_are_ties(folders):
@@ -268,6 +287,49 @@ def test_bad_options(folders, change, message):
     options = {"labels": folders / "labels", "methods": {"good": folders / "good"}, **change}
     with pytest.raises(ValueError, match=message):
         compare(**options)
+
+
+def test_methods_that_have_nothing_in_common_with_the_labels_are_refused(folders):
+    (folders / "else").mkdir()
+    for file in (folders / "good").iterdir():
+        (folders / "else" / f"pred_{file.name}").write_bytes(file.read_bytes())
+    with pytest.raises(ValueError, match="pred_cell0.*and there cell0, cell5, cell10 ..."):
+        compare(folders / "labels", {"good": folders / "good", "else": folders / "else"})
+
+
+@pytest.mark.parametrize("wrong", ["labels", "good"])
+def test_classes_are_not_scored_as_objects(folders, wrong):
+    for file in (folders / wrong).iterdir():
+        labels = tifffile.imread(file)
+        tifffile.imwrite(file, np.where(labels, 1 + labels % 2, 0).astype(np.uint8))
+    with pytest.raises(ValueError, match=f"{wrong} must number objects, got no number above 2"):
+        compare(folders / "labels", {"good": folders / "good"})
+
+
+def test_labels_are_no_method(folders):
+    with pytest.raises(ValueError, match="'good' must not be the folder of labels"):
+        compare(folders / "labels", {"good": folders / "labels"})
+
+
+def test_stacks_are_refused(folders):
+    tifffile.imwrite(folders / "labels" / "cell5.tif", np.ones((3, 20, 20), np.uint16))
+    with pytest.raises(ValueError, match=r"\(3, 20, 20\) of .*cell5.tif.* slices"):
+        compare(folders / "labels", {"good": folders / "good"})
+
+
+def test_ceilings_follow_the_protocol(tmp_path):
+    for folder in ("labels", "nothing"):
+        (tmp_path / folder).mkdir()
+        tifffile.imwrite(tmp_path / folder / "a.tif", np.zeros((5, 5), np.uint8))
+    for protocol, expected in (("fair", 1), ("paper", 0)):
+        result = compare(
+            tmp_path / "labels",
+            {"nothing": tmp_path / "nothing"},
+            protocol=protocol,
+            ceilings={"itself": lambda labels: labels},
+        )
+        assert result["ceilings"]["itself"]["mSA"] == expected
+        assert result["methods"]["nothing"]["mean"]["mSA"] == expected
 
 
 def test_labels_that_cannot_be_read_stop_the_comparison(folders):

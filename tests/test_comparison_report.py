@@ -214,7 +214,7 @@ def test_names_are_only_text(tmp_path, rng):
     result = make_result(labels, methods)
     result["methods"][method]["folder"] = "'; rm \udcff <i>"
     result["methods"][method]["tool"] = "<tool>"
-    result["ceilings"]["<u>maps</u> $a$"] = {"mSA": 0.9, "confidence": [0.8, 0.95]}
+    result["ceilings"]["<u>maps</u> $a$"] = {"mSA": 0.9, "confidence": [0.8, 0.95], "images": 1}
     result["methods"][method]["problems"] = [{"name": evil, "problem": "<a href=//x>"}]
     _, page = report(tmp_path, labels, methods, result)
     assert {tag for tag, _ in page.elements}.isdisjoint({"script", "b onclick", "u", "tool"})
@@ -253,8 +253,8 @@ def test_scores_that_are_not_defined(tmp_path):
 def test_ceilings_are_explained(scene):
     folder, labels, methods = scene
     ceilings = {
-        "distance maps": {"mSA": 0.98, "confidence": [0.97, 0.99]},
-        "classes": {"mSA": 0.6, "confidence": [0.5, 0.7]},
+        "distance maps": {"mSA": 0.98, "confidence": [0.97, 0.99], "images": 1},
+        "classes": {"mSA": 0.6, "confidence": [0.5, 0.7], "images": 1},
     }
     _, page = report(folder, labels, methods, make_result(labels, methods, ceilings))
     listed = "distance maps 0.980 (0.970 to 0.990); classes 0.600 (0.500 to 0.700)."
@@ -271,7 +271,7 @@ def test_one_method_and_one_image(scene):
     assert "One image does not tell" in page.text
     assert "differences" not in [names.get("id") for _, names in page.elements]
     _, page = report(folder, labels, {"a": methods["shifted"], "b": methods["good"]})
-    assert "more than chance." not in page.text
+    assert "more than chance, p" not in page.text
     assert "may be chance" in page.text
 
 
@@ -371,6 +371,7 @@ def test_command_repeats_the_comparison(scene):
         *("vimunet", "compare", "my net=predictions/my net", "--labels", "labels"),
         *("--images", str(folder / "images"), "--threshold", "0.7", "--protocol", "paper"),
         *("--labelled-pixels-only", "--seconds", "my net=0.25", "--output", str(folder)),
+        "--overwrite",
     ]
 
 
@@ -474,38 +475,44 @@ def hand_made(scores, **against):
     }
 
 
-def difference(low, high):
-    return {"difference": (low + high) / 2, "confidence": [low, high]}
+def difference(low, high, p):
+    return {"difference": (low + high) / 2, "confidence": [low, high], "p": p}
 
 
 def test_headline_tells_chance_from_difference():
     scores = {"a": [0.5] * 8, "b": [0.4] * 8, "c": [0.3] * 8}
-    sure = hand_made(scores, b=difference(-0.15, -0.05), c=difference(-0.25, -0.15))
+    sure = hand_made(scores, b=difference(-0.15, -0.05, 0.008), c=difference(-0.25, -0.15, 1e-4))
     assert headline(sure) == [
         "a segments best: mean mSA 0.500 over 8 images (95 % interval 0.450 to 0.550).",
-        "It lies 0.100 above b; with a 95 % interval of 0.050 to 0.150, that is more than chance.",
+        "It lies 0.100 above b (0.050 to 0.150); that is more than chance, p = 0.008.",
     ]
-    unsure = hand_made(scores, b=difference(-0.25, 0.05), c=difference(-0.45, 0.05))
+    unsure = hand_made(scores, b=difference(-0.25, 0.05, 0.25), c=difference(-0.45, 0.05, 0.125))
     assert headline(unsure) == [
         "a scores highest, but not beyond chance: "
         "mean mSA 0.500 over 8 images (95 % interval 0.450 to 0.550).",
-        "It lies 0.100 above b, which may be chance: the 95 % interval of the difference, "
-        "−0.050 to +0.250, includes 0.",
+        "It lies 0.100 above b (−0.050 to +0.250), which may be chance, p = 0.250.",
         "Not told apart from it either: c.",
     ]
 
 
 def test_few_images_show_no_difference():
     scores = {"a": [0.5] * 5, "b": [0.4] * 5}
-    result = hand_made(scores, b=difference(-0.15, -0.05))
+    result = hand_made(scores, b=difference(-0.15, -0.05, 0.0625))
     assert not is_certain(result, "b")
     assert headline(result)[0].startswith("a scores highest, but not beyond chance")
     assert "With fewer than 6 images, no difference can be told from chance" in headline(result)[-1]
     six = hand_made(
-        {name: [*values, values[0]] for name, values in scores.items()}, b=difference(-0.15, -0.05)
+        {name: [*values, values[0]] for name, values in scores.items()},
+        b=difference(-0.15, -0.05, 0.03125),
     )
     assert is_certain(six, "b")
     assert not is_certain(six, "a")
+
+
+def test_equal_scores_are_called_equal():
+    scores = {"a": [0.5] * 8, "b": [0.5] * 8}
+    result = hand_made(scores, b=difference(0.0, 0.0, 1.0))
+    assert headline(result)[1] == "b scores the same."
 
 
 def test_chosen_images_and_why():
@@ -563,7 +570,7 @@ def test_diagnosis_names_the_size_that_is_found_least():
 
 def test_figure_files(scene, tmp_path):
     _, labels, methods = scene
-    ceilings = {"foreground and boundary": {"mSA": 0.97, "confidence": [0.96, 0.98]}}
+    ceilings = {"foreground and boundary": {"mSA": 0.97, "confidence": [0.96, 0.98], "images": 2}}
     result = make_result(labels, methods, ceilings)
     png, svg = write_figure(result, tmp_path / "figures")
     assert (png.name, svg.name) == ("figure.png", "figure.svg")

@@ -411,7 +411,7 @@ def test_nothing_is_overwritten_unasked(cells, tmp_path):
     before = files_in(first.folder)
     with pytest.raises(FileExistsError, match="Dataset005_Cells exists"):
         write_dataset(**arguments, dataset_id=5, name="Cells")
-    with pytest.raises(FileExistsError, match="`dataset_id` must be free"):
+    with pytest.raises(FileExistsError, match="number of a data set must be free"):
         write_dataset(**arguments, dataset_id=5, name="Other", overwrite=True)
     assert files_in(first.folder) == before
 

@@ -276,3 +276,11 @@ def test_real_files_of_several_tools(shared_data, tmp_path):
     assert len(np.unique(predictions.read("img2d", (512, 512)))) == 126
     with pytest.raises(ValueError, match=r"got 7 of Cellpose, and 5 other files .*: neurips_cell"):
         open_predictions(real)
+
+
+@pytest.mark.parametrize("text", ["{", "[]", '{"labels": {"background": 0, "cell": [1, 2]}}'])
+def test_classes_are_not_taken_for_objects_when_their_description_is_damaged(tmp_path, text):
+    tifffile.imwrite(tmp_path / "a.tif", np.ones((4, 4), np.uint8))
+    (tmp_path / "dataset.json").write_text(text)
+    with pytest.raises(ValueError, match="dataset.json"):
+        open_predictions(tmp_path)

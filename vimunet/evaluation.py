@@ -231,7 +231,7 @@ def summarize(images: list[dict[str, Any]], counts: Sequence[str] = _COUNTS) -> 
 
 
 def confidence_interval(scores: Iterable[float], samples: int = 2000) -> list[float]:
-    """Estimate how far the mean over images would move with other images of the same kind.
+    """Estimate how uncertain the mean over images is.
 
     Args:
         scores: One per image; nan is left out.

@@ -343,20 +343,20 @@ def _check_free(folder: Path, split: Path | None, overwrite: bool) -> None:
     for other in folder.parent.glob(f"{number}_*"):
         if other != folder:
             raise FileExistsError(
-                f"`dataset_id` must be free, but {other} has it already. Choose another number."
+                f"The number of a data set must be free, but {other} has it. Choose another."
             )
     if folder.exists():
         foreign = sorted({item.name for item in folder.iterdir()} - _OWN)
         if foreign:
             raise FileExistsError(
                 f"{folder} holds files that this does not write, such as {foreign[0]}, and is "
-                "left alone. Choose another `name`."
+                "left alone. Choose another name."
             )
     for existing in (folder, split):
         if not overwrite and existing is not None and existing.exists():
             raise FileExistsError(
-                f"{existing} exists. Choose another `dataset_id`, or replace it with "
-                "`overwrite=True`."
+                f"{existing} exists. Choose another number, or replace it with --overwrite "
+                "(`overwrite=True`)."
             )
 
 
@@ -461,17 +461,21 @@ def is_prediction_folder(folder: str | Path) -> bool:
 
     Either there is a `dataset.json` with classes (for validations, that of the trained model) and
     at least one prediction, or a .npz file with probabilities.
+
+    Raises:
+        ValueError: If there is a `dataset.json` that cannot be read or has no plain classes: what
+            lies beside it must not be taken for labelled objects.
     """
     folder = Path(folder)
     if not folder.is_dir():
         return False
     files = find_predictions(folder)
+    if files and _class_names(folder) is not None:
+        return True
+    packed = next((file for file in files.values() if file.suffix == ".npz"), None)
+    if packed is None:
+        return False
     try:
-        if files and _class_names(folder) is not None:
-            return True
-        packed = next((file for file in files.values() if file.suffix == ".npz"), None)
-        if packed is None:
-            return False
         with zipfile.ZipFile(packed) as archive:
             return "probabilities.npy" in archive.namelist()
     except _UNREADABLE:
@@ -502,7 +506,9 @@ def find_predictions(folder: str | Path) -> dict[str, Path]:
     return {name: found[name] for name in sorted(found, key=natural_key)}
 
 
-def read_prediction(path: str | Path, *, protocol: Protocol = "fair") -> NDArray[np.int32]:
+def read_prediction(
+    path: str | Path, *, protocol: Protocol = "fair", representation: Boundaries | None = None
+) -> NDArray[np.int32]:
     """Read the objects of one prediction of nnU-Net, see `to_labels`.
 
     The names of the classes are read from the `dataset.json` that nnU-Net puts beside its
@@ -513,6 +519,7 @@ def read_prediction(path: str | Path, *, protocol: Protocol = "fair") -> NDArray
         path: The file of probabilities (.npz, written with `--save_probabilities`; better) or of
             classes (.tif, .png, .bmp, .nii.gz).
         protocol: "fair" or "paper".
+        representation: Other thresholds than the default's; only for "fair".
 
     Returns:
         (y, x) labels: 0 background, 1..n.
@@ -536,7 +543,9 @@ def read_prediction(path: str | Path, *, protocol: Protocol = "fair") -> NDArray
             if hard.max() >= count:
                 raise ValueError(f"classes must be numbered 0 to {count - 1}, got {hard.max()}")
             probabilities = (hard == np.arange(count)[:, None, None]).astype(np.float32)
-        return to_labels(probabilities, protocol=protocol, classes=classes)
+        return to_labels(
+            probabilities, protocol=protocol, classes=classes, representation=representation
+        )
     except _UNREADABLE as error:
         raise ValueError(f"{path} is no prediction of nnU-Net: {error}") from error
 
@@ -548,7 +557,10 @@ def _class_names(folder: Path) -> tuple[str, ...] | None:
         file = folder.parents[1] / "dataset.json"
     if not file.is_file():
         return None
-    description = json.loads(file.read_text())
+    try:
+        description = json.loads(file.read_text())
+    except (OSError, ValueError) as error:
+        raise ValueError(f"Cannot read {file} ({error}).") from error
     labels = description.get("labels") if isinstance(description, Mapping) else None
     if not isinstance(labels, Mapping):
         raise ValueError(f"{file} names no labels.")

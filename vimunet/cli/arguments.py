@@ -30,7 +30,7 @@ def add_command(
         The parser of the command.
     """
     command = commands.add_parser(
-        name, help=description, description=f"{description.capitalize()}."
+        name, help=description, description=f"{description[0].upper()}{description[1:]}."
     )
     command.set_defaults(run=run)
     return command

@@ -1,11 +1,13 @@
 """`vimunet compare`: predictions of several methods in, one table, one figure, one report out."""
 
 import argparse
+import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from vimunet.cli.arguments import Commands, add_command, add_labelled_pixels_only
+from vimunet.cli.messages import some_of
 
 
 def add_parser(commands: Commands) -> None:
@@ -75,7 +77,15 @@ def run(options: argparse.Namespace, published: Mapping[str, float] | None = Non
     from vimunet.comparison.report import write_report
 
     methods = _methods(options.methods)
+    seconds = _seconds(options.seconds)
     output = options.output
+    if options.gallery < 0:
+        raise ValueError(f"`--gallery` must not be negative, got {options.gallery}.")
+    if options.images is not None and not options.images.is_dir():
+        raise FileNotFoundError(f"No such folder: {options.images}.")
+    read = [options.labels, options.images, *methods.values()]
+    if output.resolve() in {folder.resolve() for folder in read if folder is not None}:
+        raise ValueError(f"`--output` must be a folder of its own, got {output}, which is read.")
     if (output / "comparison.json").exists() and not options.overwrite:
         raise ValueError(f"{output} holds a comparison already. Replace it with --overwrite.")
     with tqdm(unit="image", disable=None) as bar:
@@ -91,11 +101,10 @@ def run(options: argparse.Namespace, published: Mapping[str, float] | None = Non
             threshold=options.threshold,
             protocol=options.protocol,
             labelled_pixels_only=options.labelled_pixels_only,
-            seconds=_seconds(options.seconds),
+            seconds=seconds,
             ceilings=perfect_maps(background=not options.labelled_pixels_only),
             progress=show,
         )
-    write_tables(output, result)
     write_figure(result, output, published=published)
     write_report(
         result,
@@ -104,17 +113,23 @@ def run(options: argparse.Namespace, published: Mapping[str, float] | None = Non
         most_images=options.gallery,
         published=published,
     )
+    write_tables(output, result)
     _print(result)
     print(f"\nReport: {output / 'report.html'}")
-    return 0
+    return int(any(_problems(method) for method in result["methods"].values()))
 
 
 def _methods(given: Sequence[str]) -> dict[str, Path]:
     methods: dict[str, Path] = {}
     for text in given:
-        name, sign, folder = text.partition("=")
-        path = Path(folder if sign else text)
-        name = name if sign else path.resolve().name
+        path = Path(text).expanduser()
+        name = path.resolve().name
+        if not path.is_dir() and "=" in text:
+            name, _, folder = text.partition("=")
+            path = Path(folder).expanduser()
+        if not path.is_dir():
+            what = "is no folder" if path.exists() else "does not exist"
+            raise FileNotFoundError(f"The predictions of {name!r}: {path} {what}.")
         if not name or name in methods:
             raise ValueError(
                 f"Methods must have different names, got {name!r} for {path}. "
@@ -131,8 +146,22 @@ def _seconds(given: Sequence[str]) -> dict[str, float]:
         try:
             seconds[name] = float(number)
         except ValueError:
-            raise ValueError(f"`--seconds` must be NAME=SECONDS, got {text!r}.") from None
+            seconds[name] = math.nan
+        if not name or not 0 <= seconds[name] < math.inf:
+            raise ValueError(f"`--seconds` must be NAME=SECONDS, got {text!r}.")
     return seconds
+
+
+def _problems(method: dict[str, Any]) -> dict[str, list[str]]:
+    """Images that were scored as empty, by what was wrong; nothing found is nothing wrong."""
+    from vimunet.comparison.scoring import NOTHING_FOUND
+
+    images: dict[str, list[str]] = {}
+    for entry in method["problems"]:
+        if entry["problem"] != NOTHING_FOUND:
+            what = entry["problem"].replace(entry["name"], "...")
+            images.setdefault(what, []).append(entry["name"])
+    return images
 
 
 def _print(result: dict[str, Any]) -> None:
@@ -150,9 +179,7 @@ def _print(result: dict[str, Any]) -> None:
     for title, ceiling in result["ceilings"].items():
         print(f"{'perfect maps':<{width}}{ceiling['mSA']:>8.3f}   {title}")
     for name, method in methods:
-        for entry in method["problems"][:5]:
-            print(f"{name}, {entry['name']}: {entry['problem']}; scored as empty")
-        if (more := len(method["problems"]) - 5) > 0:
-            print(f"{name}: {more} more images scored as empty, see images.csv")
+        for problem, images in _problems(method).items():
+            print(f"{name}: {problem}; scored as empty: {some_of(images)}")
         if method["extra"]:
-            print(f"{name}: {len(method['extra'])} predictions without labels, not scored")
+            print(f"{name}: no labels, not scored: {some_of(method['extra'])}")

@@ -243,4 +243,4 @@ def _command(result: dict[str, Any], images_folder: str | Path | None, output: P
     for name, method in methods:
         if method["seconds_per_image"] is not None:
             words += ["--seconds", f"{name}={method['seconds_per_image']:g}"]
-    return shlex.join([*words, "--output", str(output)])
+    return shlex.join([*words, "--output", str(output), "--overwrite"])

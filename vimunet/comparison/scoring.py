@@ -6,7 +6,7 @@ are in `vimunet.comparison.report`; the scores themselves in `vimunet.evaluation
 """
 
 import itertools
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -28,13 +28,20 @@ from vimunet.evaluation import (
     write_rows,
 )
 from vimunet.matching import Overlap
+from vimunet.postprocessing import connected_components
 from vimunet.representation import Boundaries, Distances
+
+NOTHING_FOUND = "no file: nothing was found"
+"""The problem of an image for which a tool rightly wrote no file."""
 
 _WRONG = {"false": "false", "pieces": "piece", "mergers": "merger"}
 _COUNTS = ("TP", "FP", "FN", "objects", "predicted", *LABELLED_FATES[1:], *_WRONG)
 
 _SIZE_CLASSES = 5
+_MOST_EXACT, _FLIPS = 12, 10_000
 _MOST_FOR_CEILINGS = 40
+_MOST_NAMES = 3
+_FEW_IDS, _MANY_PIECES = 2, 10
 
 
 def compare(
@@ -64,7 +71,7 @@ def compare(
         labelled_pixels_only: As in `vimunet.evaluate`; for EM labels that leave out boundaries.
         seconds: Seconds per image of a method, where known; they are only passed on.
         ceilings: Title -> what turns labels into the labels that perfect maps would give. They
-            are scored on at most 40 of the images, evenly spread.
+            are scored on at most 40 of the images, drawn at random, always the same ones.
         progress: Called with the number of images done and of all.
 
     Returns:
@@ -74,11 +81,13 @@ def compare(
         `confidence` and `total` over images; `by_size`, the fates of small to large objects, in
         five classes of equally many; `problems`; `extra`, predictions without labels;
         `against_best`: mean difference of mSA to the best method on the same images, its
-        confidence interval, and on how many images it wins, ties and loses.
+        confidence interval, p of `sign_flip_test`, and on how many images it wins, ties and loses.
 
     Raises:
         FileNotFoundError: If a folder does not exist or has nothing in it.
-        ValueError: If there is no method, `seconds` names an unknown one, or labels cannot be read.
+        ValueError: If there is no method, one is the folder of labels or has no image in common
+            with it, `seconds` names an unknown one, labels cannot be read or are no images
+            (y, x), or labels or predictions look like classes instead of objects.
     """
     if not methods:
         raise ValueError("`methods` must name at least one folder of predictions.")
@@ -91,27 +100,50 @@ def compare(
         )
     truth = open_predictions(labels)
     names = list(truth.files)
+    for method, folder in methods.items():
+        if Path(folder).resolve() == Path(labels).resolve():
+            raise ValueError(f"Method {method!r} must not be the folder of labels, {labels}.")
     shapes = _shapes(images, names) if truth.tool == "ImageJ ROIs" else {}
     scorers = {
         name: _Scorer(open_predictions(folder, protocol=protocol), protocol, threshold)
         for name, folder in methods.items()
     }
+    for method, scorer in scorers.items():
+        if not scorer.predictions.files.keys() & set(names):
+            raise ValueError(
+                f"{methods[method]} must hold predictions for the images of {labels}, got "
+                f"{_some(scorer.predictions.files)} and there {_some(names)}. "
+                "Names must be equal, without the extension."
+            )
     highest: dict[str, list[float]] = {title: [] for title in ceilings or {}}
-    step = -(-len(names) // _MOST_FOR_CEILINGS)
+    numbering = _Numbering()
+    drawn = np.random.default_rng(0).permutation(len(names))[:_MOST_FOR_CEILINGS]
     for number, name in enumerate(names):
         annotated = truth.read(name, shapes.get(name, (0, 0)))
+        if annotated.ndim != 2:
+            raise ValueError(
+                f"Labels must be images (y, x), got shape {annotated.shape} of {truth.files[name]}."
+                " Compare the slices of a stack as images of their own."
+            )
+        numbering.see(annotated)
         for scorer in scorers.values():
             scorer.add(name, annotated, labelled_pixels_only)
-        if number % step == 0:
+        if number in drawn:
             for title, perfect in (ceilings or {}).items():
                 highest[title].append(
                     mean_segmentation_accuracy(
-                        perfect(annotated), annotated, labelled_pixels_only=labelled_pixels_only
+                        perfect(annotated),
+                        annotated,
+                        protocol=protocol,
+                        labelled_pixels_only=labelled_pixels_only,
                     )
                 )
         if progress is not None:
             progress(number + 1, len(names))
 
+    numbering.check(labels)
+    for method, scorer in scorers.items():
+        scorer.numbering.check(methods[method])
     accuracies = {name: scorer.column("mSA") for name, scorer in scorers.items()}
     best = max(accuracies, key=lambda name: accuracies[name].mean())
     areas = np.concatenate(next(iter(scorers.values())).areas)
@@ -184,6 +216,30 @@ def _through_classes(kind: nnunet.Kind, protocol: Protocol, labels: np.ndarray) 
     return nnunet.to_labels(one_hot, protocol=protocol)
 
 
+class _Numbering:
+    """Whether label images number objects, or hold classes or masks instead."""
+
+    def __init__(self) -> None:
+        self.largest = self.ids = self.pieces = 0
+
+    def see(self, labels: np.ndarray) -> None:
+        """Take one more image into account."""
+        self.largest = max(self.largest, int(labels.max(initial=0)))
+        if self.largest <= _FEW_IDS:
+            self.ids += np.setdiff1d(labels, 0).size
+            self.pieces += int(connected_components(labels).max(initial=0))
+
+    def check(self, folder: str | Path) -> None:
+        """Raise if no number is larger than that of a class and each is in many places."""
+        if self.largest <= _FEW_IDS and self.pieces > _MANY_PIECES * self.ids:
+            raise ValueError(
+                f"{folder} must number objects, got no number above {self.largest} but "
+                f"{self.pieces} separate pieces: these look like classes or masks. Leave "
+                "nnU-Net's dataset.json beside its predictions, or number the pieces with "
+                "`skimage.measure.label`."
+            )
+
+
 class _Scorer:
     """The scores of one method, image by image."""
 
@@ -193,6 +249,7 @@ class _Scorer:
         self.problems: list[dict[str, str]] = []
         self.fates: list[NDArray[np.uint8]] = []
         self.areas: list[NDArray[np.int64]] = []
+        self.numbering = _Numbering()
 
     def add(self, name: str, labels: np.ndarray, labelled_pixels_only: bool) -> None:
         """Score the prediction for one image; if it cannot be used, as empty."""
@@ -202,6 +259,8 @@ class _Scorer:
                 overlap = Overlap.between(prediction, labels, labelled_pixels_only)
             except (TypeError, ValueError) as error:
                 problem = f"cannot be scored: {error}"
+            else:
+                self.numbering.see(prediction)
         if problem is not None:
             self.problems.append({"name": name, "problem": problem})
             overlap = Overlap.between(np.zeros_like(labels), labels, labelled_pixels_only)
@@ -228,8 +287,7 @@ class _Scorer:
     def _read(self, name: str, shape: tuple[int, ...]) -> tuple[np.ndarray, str | None]:
         nothing = np.zeros(shape, np.uint8)
         if name not in self.predictions.files:
-            means = ": nothing was found" if self.predictions.missing_is_empty else ""
-            return nothing, f"no file{means}"
+            return nothing, NOTHING_FOUND if self.predictions.missing_is_empty else "no file"
         try:
             prediction = self.predictions.read(name, (shape[-2], shape[-1]))
         except (OSError, ValueError, TypeError) as error:
@@ -249,10 +307,38 @@ def _against(accuracies: NDArray[np.float64], best: NDArray[np.float64]) -> dict
     return {
         "difference": float(differences.mean()),
         "confidence": confidence_interval(differences),
+        "p": sign_flip_test(differences),
         "wins": int((differences > 0).sum()),
         "ties": int((differences == 0).sum()),
         "losses": int((differences < 0).sum()),
     }
+
+
+def sign_flip_test(differences: NDArray[np.float64]) -> float:
+    """Test whether paired differences could as well have had the other sign.
+
+    Args:
+        differences: (n,) of two methods on the same images.
+
+    Returns:
+        Two-sided p: the share of all choices of signs that give a mean at least as far from 0. All
+        2^n choices are tried for up to 12 images, 10,000 random ones for more.
+
+    Source:
+        Fisher's randomisation test for paired samples.
+
+    Examples:
+        >>> sign_flip_test(np.array([0.1, 0.2, 0.1, 0.3, 0.2, 0.1]))
+        0.03125
+    """
+    count = differences.size
+    if count <= _MOST_EXACT:
+        signs = np.array(list(itertools.product((1, -1), repeat=count)))
+    else:
+        signs = np.random.default_rng(0).choice((1, -1), size=(_FLIPS, count))
+        signs[0] = 1
+    means = np.abs(signs @ differences)
+    return float(np.mean(means >= means[0] - 1e-12))
 
 
 def _size_classes(areas: NDArray[np.int64]) -> list[int]:
@@ -288,9 +374,22 @@ def _shapes(images: str | Path | None, names: Sequence[str]) -> dict[str, tuple[
         raise ValueError("`images` must be given if the labels are outlines (ImageJ ROIs).")
     files = {stem(file): file for file in list_images(images)}
     if missing := [name for name in names if name not in files]:
-        raise ValueError(f"No image in {images} for the labels {', '.join(missing[:5])}.")
-    sizes = ((name, read_image(files[name]).shape) for name in names)
-    return {name: (shape[0], shape[1]) for name, shape in sizes}
+        raise ValueError(f"{images} must have an image for all labels, lacks {_some(missing)}.")
+    shapes = {}
+    for name in names:
+        shape = read_image(files[name]).shape
+        if len(shape) not in (2, 3) or shape[2:] > (4,):
+            raise ValueError(
+                f"{files[name]} must have shape (y, x) or (y, x, c) to tell the size of its "
+                f"labels, got {shape}."
+            )
+        shapes[name] = shape[0], shape[1]
+    return shapes
+
+
+def _some(names: Iterable[str]) -> str:
+    first = list(itertools.islice(names, _MOST_NAMES + 1))
+    return ", ".join(first[:_MOST_NAMES]) + (" ..." if len(first) > _MOST_NAMES else "")
 
 
 def write_tables(folder: str | Path, result: dict[str, Any]) -> None:
@@ -301,7 +400,6 @@ def write_tables(folder: str | Path, result: dict[str, Any]) -> None:
         result: Of `compare`.
     """
     folder = Path(folder)
-    write_json(folder / "comparison.json", result)
     methods, images = [], []
     for name, method in result["methods"].items():
         row: dict[str, Any] = {"method": name, "tool": method["tool"]}
@@ -316,6 +414,7 @@ def write_tables(folder: str | Path, result: dict[str, Any]) -> None:
                 "seconds_per_image": method["seconds_per_image"],
                 "problems": len(method["problems"]),
                 "mSA minus best": against.get("difference", 0.0),
+                "p": against.get("p"),
                 "wins": against.get("wins"),
                 "ties": against.get("ties"),
                 "losses": against.get("losses"),
@@ -330,3 +429,4 @@ def write_tables(folder: str | Path, result: dict[str, Any]) -> None:
         del row["name"]
     write_rows(folder / "methods.csv", methods)
     write_rows(folder / "images.csv", images)
+    write_json(folder / "comparison.json", result)

@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 FEW_IMAGES = 6
-"""With fewer, a method may win on each image by chance (2 * 0.5**5 > 5 %, sign test)."""
+"""With fewer, a method may win on each image by chance: p = 2 * 0.5**5 > 0.05."""
 
 ADVICE = {
     "merged": "neighbours are joined. Separate more: a higher threshold for seeds, a lower one for "
@@ -60,6 +60,16 @@ def score_text(value: float | None, digits: int = 3, sign: bool = False) -> str:
     return f"{value:{'+' if sign else ''}.{digits}f}".replace("-", "\N{MINUS SIGN}")
 
 
+def p_text(p: float) -> str:
+    """Write the p of a test.
+
+    Examples:
+        >>> p_text(0.0314), p_text(0.0001)
+        ('0.031', 'below 0.001')
+    """
+    return f"{p:.3f}" if p >= 0.001 else "below 0.001"
+
+
 def interval_text(ends: Sequence[float | None], sign: bool = False) -> str:
     """Write an interval.
 
@@ -82,15 +92,9 @@ def ranking(result: dict[str, Any]) -> list[str]:
 
 
 def is_certain(result: dict[str, Any], name: str) -> bool:
-    """Tell whether a method differs from the best by more than the chance of the images.
-
-    The interval of the difference must leave out 0, and there must be `FEW_IMAGES` images.
-    """
+    """Tell whether a method differs from the best by more than the chance of the images."""
     against = result["methods"][name]["against_best"]
-    if against is None or len(result["names"]) < FEW_IMAGES:
-        return False
-    low, high = map(number, against["confidence"])
-    return high < 0 or low > 0
+    return against is not None and against["p"] < 0.05
 
 
 def headline(result: dict[str, Any]) -> list[str]:
@@ -137,18 +141,18 @@ def _lead(result: dict[str, Any], others: list[str]) -> list[str]:
     difference = math.nan if against is None else -number(against["difference"])
     if math.isnan(difference):
         return [f"{name} cannot be compared with it."]
+    if difference == 0:
+        return [f"{name} scores the same."]
     lead = f"It lies {score_text(difference)} above {name}"
     if len(result["names"]) < FEW_IMAGES:
         return [f"{lead}."]
     low, high = (-number(end) for end in reversed(against["confidence"]))
     if is_certain(result, others[0]):
         text = interval_text([low, high])
-        sentences = [f"{lead}; with a 95 % interval of {text}, that is more than chance."]
+        sentences = [f"{lead} ({text}); that is more than chance, p = {p_text(against['p'])}."]
     else:
         text = interval_text([low, high], sign=True)
-        sentences = [
-            f"{lead}, which may be chance: the 95 % interval of the difference, {text}, includes 0."
-        ]
+        sentences = [f"{lead} ({text}), which may be chance, p = {p_text(against['p'])}."]
     equal = [printable(other) for other in others[1:] if not is_certain(result, other)]
     if equal:
         more = len(equal) - _MOST_NAMES

@@ -12,6 +12,7 @@ from vimunet.comparison.sentences import (
     interval_text,
     is_certain,
     number,
+    p_text,
     printable,
     ranking,
     score_text,
@@ -58,8 +59,8 @@ def write_scores(result: dict[str, Any], published: Mapping[str, float] | None) 
     yield '<section id="scores"><h2>Scores</h2><figure>'
     yield f'<div class="wide">{figure_svg(result, published)}</div>'
     yield (
-        f"<figcaption>Bars: mean mSA over {images} {plural(images, 'image')}. Lines: where the "
-        "mean would lie for other images of the same kind (95 %, bootstrap). 1, 2, 3: the best."
+        f"<figcaption>Bars: mean mSA over {images} {plural(images, 'image')}. Lines: how "
+        "uncertain the mean is (95 %, bootstrap; too short for few images). 1, 2, 3: the best."
     )
     if published:
         yield f" Below, {PUBLISHED_TITLE}: not to be compared with the bars above."
@@ -69,9 +70,11 @@ def write_scores(result: dict[str, Any], published: Mapping[str, float] | None) 
             f"{as_html(title)} {score_text(top['mSA'])} ({interval_text(top['confidence'])})"
             for title, top in result["ceilings"].items()
         )
+        used = min(top["images"] for top in result["ceilings"].values())
         yield (
-            "<p>Ceilings, the mSA of perfect maps once objects are read from them: "
-            f"{listed}. What works through such maps cannot score higher on these images.</p>"
+            "<p>Ceilings, the mSA of perfect maps once objects are read from them, on "
+            f"{used:,} of {images:,} {plural(images, 'image')}: {listed}. Methods that work "
+            "without such maps are not bound by them.</p>"
         )
     headers = "".join(
         f'<th scope="col" title="{meaning}">{key.replace("_", " ")} {"↑" if up else "↓"}</th>'
@@ -149,9 +152,11 @@ def write_differences(result: dict[str, Any]) -> Iterator[str]:
     scale = 100 / (high - low) if high > low else 0.0
     yield (
         f'<section id="differences"><h2>Differences from {best}</h2><p>mSA of the method minus '
-        f"mSA of {best}, on the same images. If the interval leaves out 0, the difference is more "
-        f"than the chance of which images were taken; fewer than {FEW_IMAGES} images cannot show "
-        "that. With many methods, one in twenty such differences is chance nevertheless.</p>"
+        f"mSA of {best}, on the same images. p is the chance of a difference as large if both were "
+        "equally good (signs of the differences flipped); below 0.05 counts as more than chance, "
+        f"and fewer than {FEW_IMAGES} images cannot reach that. With many methods, one in twenty "
+        "is chance nevertheless. Frames of one film or slices of one stack count as more images "
+        "than they are, and what another training would change is not in it.</p>"
         '<div class="wide"><table><thead><tr>'
         '<th scope="col" class="name">Method</th><th scope="col">Difference</th>'
         '<th scope="col">95 % interval</th><th scope="col" class="plot">'
@@ -177,7 +182,8 @@ def write_differences(result: dict[str, Any]) -> Iterator[str]:
             f"<td>{interval_text(entry['confidence'], sign=True)}</td>"
             f'<td class="plot"><div class="forest" aria-hidden="true">{mark}</div></td>'
             f"<td>{entry['wins']}</td><td>{entry['ties']}</td><td>{entry['losses']}</td>"
-            f'<td class="name">{"yes" if is_certain(result, name) else "may be chance"}</td></tr>'
+            f'<td class="name">{"yes" if is_certain(result, name) else "may be chance"}, '
+            f"p = {p_text(entry['p'])}</td></tr>"
         )
     yield "</tbody></table></div></section>"
 
