@@ -14,11 +14,11 @@ from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
-import numpy as np
 from numpy.typing import NDArray
 from tqdm import tqdm
 
-from vimunet.bridges.nnunet import CLASSES, Kind, Protocol, to_classes, to_labels
+from vimunet.bridges.nnunet import Kind
+from vimunet.comparison.ceilings import through_classes, through_maps
 from vimunet.data.folder import read_labels
 from vimunet.evaluation import mean_segmentation_accuracy
 from vimunet.representation import Boundaries, Distances
@@ -90,21 +90,13 @@ def round_trips(name: str) -> tuple[RoundTrip, RoundTrip]:
     if name in REPRESENTATIONS:
         default, paper = REPRESENTATIONS[name]
         return (
-            lambda labels: default.decode(default.encode(labels)),
-            lambda labels: paper.decode(paper.encode(labels)),
+            partial(through_maps, representation=default),
+            partial(through_maps, representation=paper),
         )
     return (
-        partial(through_nnunet, kind=NNUNET[name], protocol="fair"),
-        partial(through_nnunet, kind=NNUNET[name], protocol="paper"),
+        partial(through_classes, kind=NNUNET[name], protocol="fair"),
+        partial(through_classes, kind=NNUNET[name], protocol="paper"),
     )
-
-
-def through_nnunet(labels: NDArray, kind: Kind, protocol: Protocol) -> NDArray:
-    """Give the objects that come back from a perfect nnU-Net."""
-    classes = to_classes(labels, kind, protocol)
-    count = len(CLASSES[kind])
-    probabilities = (classes == np.arange(count)[:, None, None]).astype(np.float32)
-    return to_labels(probabilities, protocol=protocol)
 
 
 def ceilings(

@@ -129,3 +129,10 @@ def test_convert_still_takes_checkpoints(tmp_path, capsys):
     missing = tmp_path / "nnunet"
     assert main(["convert", str(missing), "--output", str(tmp_path / "model")]) == 2
     assert str(missing) in capsys.readouterr().err
+
+
+def test_ceilings_of_nnunet_are_only_shown_for_its_classes(cells):
+    arguments = ["compare", str(cells / "cellpose"), "--labels", str(cells / "labels")]
+    assert main([*arguments, "--output", str(cells / "out"), "--gallery", "0"]) == 0
+    result = json.loads((cells / "out" / "comparison.json").read_text())
+    assert list(result["ceilings"]) == ["foreground and boundary maps", "distance maps"]

@@ -72,6 +72,7 @@ def run(options: argparse.Namespace, published: Mapping[str, float] | None = Non
     """
     from tqdm import tqdm
 
+    from vimunet.bridges import nnunet
     from vimunet.comparison import compare, perfect_maps, write_tables
     from vimunet.comparison.figure import write_figure
     from vimunet.comparison.report import write_report
@@ -102,7 +103,10 @@ def run(options: argparse.Namespace, published: Mapping[str, float] | None = Non
             protocol=options.protocol,
             labelled_pixels_only=options.labelled_pixels_only,
             seconds=seconds,
-            ceilings=perfect_maps(background=not options.labelled_pixels_only),
+            ceilings=perfect_maps(
+                background=not options.labelled_pixels_only,
+                classes=any(nnunet.is_prediction_folder(folder) for folder in methods.values()),
+            ),
             progress=show,
         )
     write_figure(result, output, published=published)

@@ -5,8 +5,9 @@ image. `figure` and `report` put the result into pictures and words, with `sente
 `pictures` as their parts. The scores themselves are in `vimunet.evaluation`.
 """
 
+from vimunet.comparison.ceilings import perfect_maps
 from vimunet.comparison.fates import LABELLED_FATES, PREDICTED_FATES, explain
-from vimunet.comparison.scoring import compare, perfect_maps, write_tables
+from vimunet.comparison.scoring import compare, write_tables
 
 __all__ = [
     "LABELLED_FATES",

@@ -1,20 +1,13 @@
-"""Several methods on the same images: who is best, by how much, and what goes wrong where.
-
-`compare` scores one folder of predictions per method, from whatever tool, against one folder of
-labels. `explain` tells what became of each object of one image. Pictures and tables of the result
-are in `vimunet.comparison.report`; the scores themselves in `vimunet.evaluation`.
-"""
+"""The scores of folders of predictions, from whatever tools, against one folder of labels."""
 
 import itertools
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from vimunet.bridges import nnunet
 from vimunet.bridges.predictions import Predictions, open_predictions
 from vimunet.comparison.fates import LABELLED_FATES, PREDICTED_FATES, fates
 from vimunet.data.folder import list_images, natural_key, read_image, stem
@@ -29,7 +22,6 @@ from vimunet.evaluation import (
 )
 from vimunet.matching import Overlap
 from vimunet.postprocessing import connected_components
-from vimunet.representation import Boundaries, Distances
 
 NOTHING_FOUND = "no file: nothing was found"
 """The problem of an image for which a tool rightly wrote no file."""
@@ -180,40 +172,6 @@ def compare(
         },
         "methods": results,
     }
-
-
-def perfect_maps(background: bool = True) -> dict[str, Callable[[np.ndarray], np.ndarray]]:
-    """Give what turns labels into the labels that perfect maps would give, as ceilings.
-
-    Args:
-        background: Whether there is background; without it, objects fill the image (EM).
-
-    Returns:
-        Title -> function of (y, x) labels, for the maps of this project and for the classes of
-        nnU-Net, as this project reads them and as published.
-    """
-    if not background:
-        ours: dict[str, Boundaries | Distances] = {"boundary map": Boundaries(foreground=False)}
-    else:
-        ours = {"foreground and boundary maps": Boundaries(), "distance maps": Distances()}
-    roads: dict[str, Callable[[np.ndarray], np.ndarray]] = {
-        title: partial(_through_maps, representation) for title, representation in ours.items()
-    }
-    kind: nnunet.Kind = "boundaries" if background else "boundary"
-    roads["nnU-Net's classes"] = partial(_through_classes, kind, "fair")
-    roads["nnU-Net's classes, as published"] = partial(_through_classes, kind, "paper")
-    return roads
-
-
-def _through_maps(representation: Boundaries | Distances, labels: np.ndarray) -> np.ndarray:
-    return representation.decode(representation.encode(labels))
-
-
-def _through_classes(kind: nnunet.Kind, protocol: Protocol, labels: np.ndarray) -> np.ndarray:
-    classes = nnunet.to_classes(labels, kind, protocol)
-    count = len(nnunet.CLASSES[kind])
-    one_hot = (classes == np.arange(count)[:, None, None]).astype(np.float32)
-    return nnunet.to_labels(one_hot, protocol=protocol)
 
 
 class _Numbering:
