@@ -65,9 +65,9 @@ def p_text(p: float) -> str:
 
     Examples:
         >>> p_text(0.0314), p_text(0.0001)
-        ('0.031', 'below 0.001')
+        ('p = 0.031', 'p < 0.001')
     """
-    return f"{p:.3f}" if p >= 0.001 else "below 0.001"
+    return f"p = {p:.3f}" if p >= 0.001 else "p < 0.001"
 
 
 def interval_text(ends: Sequence[float | None], sign: bool = False) -> str:
@@ -149,10 +149,10 @@ def _lead(result: dict[str, Any], others: list[str]) -> list[str]:
     low, high = (-number(end) for end in reversed(against["confidence"]))
     if is_certain(result, others[0]):
         text = interval_text([low, high])
-        sentences = [f"{lead} ({text}); that is more than chance, p = {p_text(against['p'])}."]
+        sentences = [f"{lead} ({text}); that is more than chance, {p_text(against['p'])}."]
     else:
         text = interval_text([low, high], sign=True)
-        sentences = [f"{lead} ({text}), which may be chance, p = {p_text(against['p'])}."]
+        sentences = [f"{lead} ({text}), which may be chance, {p_text(against['p'])}."]
     equal = [printable(other) for other in others[1:] if not is_certain(result, other)]
     if equal:
         more = len(equal) - _MOST_NAMES

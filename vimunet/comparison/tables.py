@@ -183,7 +183,7 @@ def write_differences(result: dict[str, Any]) -> Iterator[str]:
             f'<td class="plot"><div class="forest" aria-hidden="true">{mark}</div></td>'
             f"<td>{entry['wins']}</td><td>{entry['ties']}</td><td>{entry['losses']}</td>"
             f'<td class="name">{"yes" if is_certain(result, name) else "may be chance"}, '
-            f"p = {p_text(entry['p'])}</td></tr>"
+            f"{as_html(p_text(entry['p']))}</td></tr>"
         )
     yield "</tbody></table></div></section>"
 
