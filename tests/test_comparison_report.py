@@ -672,7 +672,7 @@ def test_published_scores_are_those_of_figure_2(published_module):
     assert scores("LIVECell", "distances") == {
         name: score for name, score in zip(names, distances, strict=True) if score is not None
     }
-    with pytest.raises(ValueError, match="No published mSA for ISIC boundaries. Known: CREMI bou"):
+    with pytest.raises(ValueError, match="No published mSA for 'ISIC boundaries'. Known: CREMI"):
         scores("ISIC", "boundaries")
 
 

@@ -3,7 +3,7 @@
 Cells: where the image varies (local standard deviation above Otsu's threshold) there is a cell;
 touching cells are cut at the necks, by a watershed on the distance to the background. Neurites:
 each dip of the blurred darkness starts one, and a watershed on the darkness grows it to the
-membranes.
+membranes. Colours become grey by their mean.
 
     python experiments/benchmark/classical.py IMAGES --output FOLDER
     python experiments/benchmark/classical.py IMAGES --output FOLDER --neurites
@@ -26,7 +26,8 @@ from vimunet.data.folder import list_images, read_image, stem
 from vimunet.files import replacing
 from vimunet.postprocessing import remove_small
 
-SMALLEST = 50
+SMALLEST = 50  # pixels of an object
+MOST_COLORS = 4
 
 
 def segment_cells(image: np.ndarray, sigma: float) -> np.ndarray:
@@ -44,9 +45,24 @@ def segment_cells(image: np.ndarray, sigma: float) -> np.ndarray:
 
 def segment_neurites(image: np.ndarray, sigma: float) -> np.ndarray:
     """Segment dark membranes' insides; (y, x) -> (y, x) labels. `sigma`: of the blur, pixels."""
+    if image.min() == image.max():  # no dip has a depth then
+        return np.zeros(image.shape, np.int32)
     darkness = -gaussian(image.astype(float), sigma)
     step = 0.25 * darkness.std()
     return remove_small(watershed(darkness, label(h_minima(darkness, step))), SMALLEST)
+
+
+def read_grey(file: Path) -> np.ndarray:
+    """Read an image, (y, x) or (y, x, c), as (y, x); stacks raise a ValueError."""
+    image = read_image(file)
+    if image.ndim == 2:
+        return image
+    if image.ndim == 3 and image.shape[-1] <= MOST_COLORS:
+        return image.mean(axis=-1)
+    raise ValueError(
+        f"{file} must be (y, x) or (y, x, c) with at most {MOST_COLORS} colours, got shape "
+        f"{image.shape}. Write the slices of a stack as files of their own."
+    )
 
 
 def main() -> None:
@@ -60,10 +76,9 @@ def main() -> None:
     if options.sigma is not None:
         sigma = options.sigma
     for file in tqdm(list_images(options.images), unit="image"):
-        image = read_image(file)
-        grey = image if image.ndim == 2 else image.mean(axis=-1)
+        labels = method(read_grey(file), sigma)
         with replacing(options.output / f"{stem(file)}.tif") as temporary:
-            tifffile.imwrite(temporary, method(grey, sigma), compression="zlib")
+            tifffile.imwrite(temporary, labels, compression="zlib")
 
 
 if __name__ == "__main__":

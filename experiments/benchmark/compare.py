@@ -17,15 +17,20 @@ from published import published_scores
 
 from vimunet.cli import compare
 
-PUBLISHED = ("LIVECell boundaries", "LIVECell distances", "CREMI boundaries")
-
 
 def main() -> int:
     flags = argparse.ArgumentParser(description="Compare methods.")
     compare.add_arguments(flags)
-    flags.add_argument("--published", choices=PUBLISHED, help="numbers of the paper to show beside")
+    flags.add_argument(
+        "--published",
+        metavar="'DATA MAPS'",
+        help="numbers of the paper to show beside, 'LIVECell boundaries' for example",
+    )
     options = flags.parse_args()
-    published = published_scores(*options.published.split()) if options.published else None
+    published = None
+    if options.published is not None:
+        data, _, maps = options.published.partition(" ")
+        published = published_scores(data, maps)
     return compare.run(options, published)
 
 

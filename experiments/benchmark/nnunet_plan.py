@@ -41,8 +41,14 @@ def configuration(planned: dict, patch_size: int, batch_size: int) -> dict:
     sizes = architecture["arch_kwargs"]
     if len(strides) > sizes["n_stages"]:
         raise ValueError(
-            f"`patch_size` must not be larger than the planned {planned['patch_size']}, "
-            f"got {patch_size}."
+            f"`patch_size` must need no more than the {sizes['n_stages']} stages planned for "
+            f"{planned['patch_size']}, got {patch_size}, which needs {len(strides)}."
+        )
+    if patch_size % (unit := 2 ** (len(strides) - 1)):
+        smaller = patch_size // unit * unit
+        raise ValueError(
+            f"`patch_size` must be divisible by {unit}, for {len(strides)} stages, got "
+            f"{patch_size}. Take {smaller} or {smaller + unit}."
         )
     for key in _PER_STAGE:
         if key in sizes:

@@ -90,7 +90,6 @@ def published_scores(data: str, representation: str, file: str | Path = FILE) ->
     }
     if not scores:
         known = sorted({f"{number.data} {number.representation}" for number in numbers})
-        raise ValueError(
-            f"No published mSA for {data} {representation}. Known: {', '.join(known)}."
-        )
+        asked = f"{data} {representation}".strip()
+        raise ValueError(f"No published mSA for {asked!r}. Known: {', '.join(known)}.")
     return scores
