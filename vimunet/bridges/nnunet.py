@@ -639,7 +639,7 @@ def _read_nifti(path: Path) -> NDArray:
             "`pip install 'vimunet[benchmark]'`."
         ) from error
     try:
-        image = nibabel.load(path)
+        image: Any = nibabel.load(path)
         _check_size(image.shape, image.get_data_dtype(), path)
         stored = np.asanyarray(image.dataobj)
     except nibabel.filebasedimages.ImageFileError as error:
