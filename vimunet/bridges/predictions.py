@@ -239,7 +239,7 @@ def _read_labels(path: Path) -> np.ndarray:
         raise
     except Exception as error:  # a damaged file can raise anything
         raise ValueError(f"Cannot read {path} ({error}).") from error
-    with np.errstate(invalid="ignore"):
+    with np.errstate(invalid="ignore", over="ignore"):  # 2^31 is infinite as float16
         whole = bool(np.all((image >= 0) & (image < _TOO_LARGE) & (image == np.floor(image))))
     if not whole:
         raise ValueError(
