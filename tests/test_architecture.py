@@ -12,7 +12,15 @@ PACKAGE = ROOT / "vimunet"
 
 ALLOWED = {
     "__main__": {"cli"},
-    "bridges": {"bridges", "data", "files", "models", "postprocessing", "representation"},
+    "bridges": {
+        "bridges",
+        "data",
+        "files",
+        "matching",
+        "models",
+        "postprocessing",
+        "representation",
+    },
     "checkpoint": {"files", "models", "representation"},
     "comparison": {
         "bridges",

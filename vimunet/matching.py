@@ -213,7 +213,7 @@ def renumbered(ids: np.ndarray) -> np.ndarray:
         The same shape, int64: 0 stays 0, the others become 1..n in their order.
     """
     known, numbers = np.unique(ids, return_inverse=True)
-    return numbers.astype(np.int64) + int(known.size > 0 and known[0] != 0)
+    return numbers.reshape(ids.shape).astype(np.int64) + int(known.size > 0 and known[0] != 0)
 
 
 def ratio(part: float, whole: float, otherwise: float) -> float:

@@ -32,6 +32,7 @@ from scipy import ndimage
 from vimunet.data import Sample
 from vimunet.data.folder import find_pairs, list_images, natural_key, read_image, read_labels, stem
 from vimunet.files import replacing
+from vimunet.matching import renumbered
 from vimunet.postprocessing import connected_components, depth_inside, largest_per_label
 from vimunet.representation import Boundaries
 
@@ -120,9 +121,7 @@ def to_classes(
         return (outline if protocol == "paper" else outline | ~foreground).astype(np.uint8)
     if protocol == "paper":
         return np.where(outline, 2, foreground).astype(np.uint8)
-    _, ids = np.unique(labels, return_inverse=True)
-    objects = ids.reshape(labels.shape) + (labels.min() > 0)
-    interior = _one_interior_each(objects, foreground & ~outline)
+    interior = _one_interior_each(renumbered(labels), foreground & ~outline)
     return np.where(interior, 1, 2 * foreground).astype(np.uint8)
 
 
@@ -155,6 +154,11 @@ def _one_interior_each(objects: NDArray, interior: NDArray[np.bool_]) -> NDArray
         to_middle = np.hypot(rows - rows.mean(), columns - columns.mean())
         interior[rows[to_middle.argmin()], columns[to_middle.argmin()]] = True
     return interior
+
+
+def one_hot(classes: NDArray[np.integer], count: int) -> NDArray[np.float32]:
+    """Turn (y, x) classes into their (count, y, x) probabilities, 0 and 1."""
+    return (classes == np.arange(count)[:, None, None]).astype(np.float32)
 
 
 def to_labels(
@@ -199,8 +203,7 @@ def to_labels(
             f"{len(probabilities)} maps."
         )
     if protocol == "paper":
-        winner = probabilities.argmax(axis=0)
-        probabilities = (winner == np.arange(len(classes))[:, None, None]).astype(np.float32)
+        probabilities = one_hot(probabilities.argmax(axis=0), len(classes))
     if not boundary:
         return connected_components(probabilities[1] > 0.5)
     edge = probabilities[boundary[0]]
@@ -542,7 +545,7 @@ def read_prediction(
             count = len(classes or CLASSES["boundaries"])
             if hard.max() >= count:
                 raise ValueError(f"classes must be numbered 0 to {count - 1}, got {hard.max()}")
-            probabilities = (hard == np.arange(count)[:, None, None]).astype(np.float32)
+            probabilities = one_hot(hard, count)
         return to_labels(
             probabilities, protocol=protocol, classes=classes, representation=representation
         )

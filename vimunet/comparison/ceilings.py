@@ -47,9 +47,8 @@ def through_classes(
         ValueError: If a label is negative, the shape is not (y, x), or an argument is unknown.
     """
     classes = nnunet.to_classes(labels, kind, protocol)
-    count = len(nnunet.CLASSES[kind])
-    one_hot = (classes == np.arange(count)[:, None, None]).astype(np.float32)
-    return nnunet.to_labels(one_hot, protocol=protocol)
+    certain = nnunet.one_hot(classes, len(nnunet.CLASSES[kind]))
+    return nnunet.to_labels(certain, protocol=protocol)
 
 
 def perfect_maps(

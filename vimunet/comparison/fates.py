@@ -111,6 +111,6 @@ def explain(
         prediction = np.where(labels > 0, prediction, 0)
     labelled, predicted = fates(overlap, threshold)
     return (
-        labelled[renumbered(labels).reshape(labels.shape)],
-        predicted[renumbered(prediction).reshape(labels.shape)],
+        labelled[renumbered(labels)],
+        predicted[renumbered(prediction)],
     )

@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from vimunet.comparison.sentences import number, printable, ranking, score_text
+from vimunet.comparison.sentences import number, plural, printable, ranking, score_text
 from vimunet.files import replacing
 
 if TYPE_CHECKING:
@@ -160,7 +160,7 @@ def _draw_measured(axes: "Axes", result: dict[str, Any]) -> None:
             zorder=1,
             label=_literal(f"ceiling of {name}: {score_text(ceiling['mSA'])}"),
         )
-    _finish(axes, names, f"mSA, mean over {images} image{'' if images == 1 else 's'}")
+    _finish(axes, names, f"mSA, mean over {images} {plural(images, 'image')}")
 
 
 def _draw_published(axes: "Axes", published: Mapping[str, float]) -> None:

@@ -22,11 +22,10 @@ from vimunet.comparison.pictures import (
     Readable,
     choose_images,
 )
-from vimunet.comparison.sentences import headline, ranking, score_text
+from vimunet.comparison.sentences import headline, plural, ranking, score_text
 from vimunet.comparison.tables import (
     FATES,
     as_html,
-    plural,
     write_differences,
     write_errors,
     write_scores,
@@ -45,7 +44,6 @@ def write_report(
     labels_folder: str | Path | None = None,
     predictions: Mapping[str, Readable] | None = None,
     most_images: int = 12,
-    command: str | None = None,
     published: Mapping[str, float] | None = None,
 ) -> None:
     """Write the report of a comparison as one HTML file of a few megabytes at most.
@@ -60,7 +58,6 @@ def write_report(
         predictions: Name of each method -> its predictions, as `open_predictions` returns them;
             by default from the folders that the result names.
         most_images: How many images are shown at most; 0 for none.
-        command: How to repeat the comparison; made from `result` if None.
         published: mSA of other people's methods on other images, by name; they get a panel of
             their own in the figure and no place in the tables.
 
@@ -81,7 +78,7 @@ def write_report(
         }
     labels = open_predictions(labels_folder or result["labels"])
     painter = Painter(result, labels, predictions, images_folder, len(chosen))
-    command = command or _command(result, images_folder, path.parent)
+    command = _command(result, images_folder, path.parent)
     parts = (
         _head(result),
         _problems(result),

@@ -238,5 +238,10 @@ def size_text(size: Mapping[str, Any]) -> str:
     return f"{size['area_from']:,.0f} to {size['area_to']:,.0f}"
 
 
+def plural(count: int, noun: str) -> str:
+    """Write a noun as its number wants it."""
+    return noun if count == 1 else f"{noun}s"
+
+
 def _counted(count: int, noun: str) -> str:
-    return f"{count:,} {noun}{'' if count == 1 else 's'}"
+    return f"{count:,} {plural(count, noun)}"

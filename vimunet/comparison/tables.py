@@ -13,6 +13,7 @@ from vimunet.comparison.sentences import (
     is_certain,
     number,
     p_text,
+    plural,
     printable,
     ranking,
     score_text,
@@ -46,11 +47,6 @@ _WIDE_ENOUGH = 0.06
 def as_html(value: object) -> str:
     """Make any text harmless inside an element or a quoted attribute."""
     return html.escape(printable(str(value)))
-
-
-def plural(count: int, noun: str) -> str:
-    """Write a noun as its number wants it."""
-    return noun if count == 1 else f"{noun}s"
 
 
 def write_scores(result: dict[str, Any], published: Mapping[str, float] | None) -> Iterator[str]:

@@ -48,16 +48,7 @@ class Padded(nn.Module):
 class nnUNetTrainerShort(nnUNetTrainer):  # noqa: N801
     """nnU-Net's own trainer, as long as the environment says."""
 
-    # nnU-Net reads the names of these parameters: they must be exactly its own.
-    def __init__(
-        self,
-        plans: dict,
-        configuration: str,
-        fold: int,
-        dataset_json: dict,
-        device: torch.device = torch.device("cuda"),  # noqa: B008
-    ) -> None:
-        super().__init__(plans, configuration, fold, dataset_json, device)
+    def initialize(self) -> None:  # noqa: D102
         for variable, attribute in (
             ("VIMUNET_NNUNET_EPOCHS", "num_epochs"),
             ("VIMUNET_NNUNET_ITERATIONS", "num_iterations_per_epoch"),
@@ -65,6 +56,7 @@ class nnUNetTrainerShort(nnUNetTrainer):  # noqa: N801
         ):
             if variable in os.environ:
                 setattr(self, attribute, int(os.environ[variable]))
+        super().initialize()
 
 
 class _Trainer(nnUNetTrainerShort):
@@ -74,18 +66,11 @@ class _Trainer(nnUNetTrainerShort):
     options: ClassVar[dict[str, Any]] = {}
     learning_rate: ClassVar[float | None] = None  # of AdamW; None for nnU-Net's optimiser
 
-    def __init__(
-        self,
-        plans: dict,
-        configuration: str,
-        fold: int,
-        dataset_json: dict,
-        device: torch.device = torch.device("cuda"),  # noqa: B008
-    ) -> None:
-        super().__init__(plans, configuration, fold, dataset_json, device)
+    def initialize(self) -> None:  # noqa: D102
         self.enable_deep_supervision = False
         if self.learning_rate is not None:
             self.initial_lr, self.weight_decay = self.learning_rate, 1e-2
+        super().initialize()
 
     @classmethod
     def build_network_architecture(  # noqa: D102
