@@ -33,6 +33,7 @@ EXTRA = [
     ("umamba_bot", {"variant": "paper"}),
     ("umamba_bot", {"image_size": [32, 64]}),
     ("umamba_enc", {"residual": False, "last_skip": False}),
+    ("vim_t", {"conv_stem": True, "features": (32, 16, 16, 8, 8)}),
     ("vim_t", {"skip_connections": True}),
     ("vmunet", {"depths": [1, 2, 1, 1], "drop_path_rate": 0}),
 ]
@@ -201,6 +202,7 @@ def test_published_parameter_counts(name, options, transposed, bilinear):
     [
         ("vim_t", {}, 17_618_178),
         ("vim_t", {"skip_connections": True}, 14_691_810),
+        ("vim_n", {}, 2_802_146),
         ("vim_s", {}, 37_412_994),
         ("vim_b", {}, 111_507_330),
         ("unetr_b", {}, 100_534_914),
@@ -279,6 +281,17 @@ def test_sam_statistics():
             {"variant": "paper", "skip_connections": True},
             "`skip_connections` must be False for variant='paper', got True",
         ),
+        (
+            "vim_t",
+            {"variant": "torch-em-0.7.5", "conv_stem": True},
+            "`conv_stem` must be False for variant='torch-em-0.7.5', got True",
+        ),
+        (
+            "vim_n",
+            {"skip_connections": True},
+            "`skip_connections` must be False with `conv_stem`, which has its own, got True",
+        ),
+        ("vim_n", {"image_size": 100}, "`image_size` must be a multiple of 16, got 100"),
         ("vim_t", {"variant": "paper", "in_channels": 5}, "`in_channels` must be 1 or 3 for a pub"),
         (
             "umamba_enc",

@@ -23,5 +23,6 @@ if __name__ == "__main__":
         splits.nuclei,
         "the 2018 Data Science Bowl",
         splits.LICENCE,
-        iterations=6000,
+        iterations=8000,
+        zoom=(0.5, 1.8),
     )

@@ -23,5 +23,6 @@ if __name__ == "__main__":
         splits.phase,
         "Usiigaci",
         splits.LICENCE,
-        iterations=4000,
+        iterations=6000,
+        zoom=(0.7, 1.4),
     )

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from vimunet.bridges.loading import Report, fit_channels, load_some, resize_grid
 from vimunet.bridges.torch_file import open_weights
-from vimunet.models.vim import PATCH_SIZE, VimEncoder
+from vimunet.models.vim import VimEncoder
 
 _PREFIX = "encoder."
 
@@ -100,7 +100,7 @@ def _positions(
     """
     rows = stored[0]
     patches = len(rows) - (class_token is not None)
-    side, grid = math.isqrt(patches), encoder.image_size // PATCH_SIZE
+    side, grid = math.isqrt(patches), encoder.grid
     if side * side != patches:
         raise ValueError(
             f"`pos_embed` must have a row for each patch of a square"

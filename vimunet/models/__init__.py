@@ -32,7 +32,12 @@ MODELS: dict[str, Callable[..., nn.Module]] = {
     "unetr_l": partial(unetr, embed_dim=1024, depth=24, num_heads=16),
     "vim_b": partial(vim_unet, embed_dim=768),
     "vim_n": partial(
-        vim_unet, embed_dim=128, depth=12, features=(192, 96, 48, 32, 16), skip_connections=True
+        vim_unet,
+        embed_dim=128,
+        depth=8,
+        features=(192, 128, 64, 32, 16),
+        conv_stem=True,
+        drop_path_rate=0.0,
     ),
     "vim_s": partial(vim_unet, embed_dim=384),
     "vim_t": partial(vim_unet, embed_dim=192),

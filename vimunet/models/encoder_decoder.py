@@ -2,7 +2,8 @@
 
 The encoder folds the image to a 16 times smaller grid of tokens; the decoder doubles it four
 times. What joins the maps on the way up (the side path) comes from the last encoder layer, from
-layers in between, or from the image. Parameter names follow torch-em's UNETR class.
+layers in between, from the image, or from convolutions ahead of the tokens. Parameter names follow
+torch-em's UNETR class.
 
 Source:
     Archit & Pape 2024, "ViM-UNet", https://arxiv.org/abs/2404.07705;
@@ -22,12 +23,13 @@ from torch import Tensor, nn
 from vimunet.models.unet import (
     ConvBlock,
     Decoder,
+    Encoder,
     InstanceNorm,
     Upsample,
     channels_last,
     check_image,
 )
-from vimunet.models.vim import VimEncoder
+from vimunet.models.vim import PATCH_SIZE, VimEncoder
 from vimunet.models.vit import ViTEncoder
 
 FEATURES = (512, 256, 128, 64, 64)
@@ -282,6 +284,43 @@ class ImageSkips(EncoderDecoder):
         return [self.deconv1(grids[1]), self.deconv2(grids[0]), half, full]
 
 
+class StemEncoder(nn.Module):
+    """A UNet's encoder on the image, and Vision Mamba on its coarsest maps.
+
+    Each token is one cell of those maps, seen through three more blocks of convolutions than a
+    patch of raw pixels is, so that small networks learn from few images.
+
+    Args:
+        in_channels: Channels of the image.
+        features: Channels of the convolutions at full, 1/2, 1/4 and 1/8 size.
+        encoder: (b, features[-1], y / 16, x / 16) -> list of (b, embed_dim, y / 16, x / 16).
+    """
+
+    def __init__(self, in_channels: int, features: Sequence[int], encoder: nn.Module) -> None:
+        super().__init__()
+        self.stem = Encoder(in_channels, features)
+        self.norm = InstanceNorm()
+        self.tokens = encoder
+
+    def forward(self, image: Tensor) -> list[Tensor]:
+        """Return the maps of the convolutions, coarse to fine, then those of the tokens."""
+        maps, skips = self.stem(channels_last(image))
+        return [*skips, *self.tokens(self.norm(maps))]
+
+
+class StemSkips(EncoderDecoder):
+    """The side path of a UNet: the encoder's convolutions, at 1/8, 1/4, 1/2 and full size.
+
+    The encoder is a `StemEncoder` with the widths of this decoder.
+    """
+
+    def _build_side_path(self, in_channels: int, embed_dim: int, upsampling: str) -> int:
+        return self.features[-1]
+
+    def _side_path(self, image: Tensor, grids: list[Tensor]) -> list[Tensor]:
+        return grids[:4]
+
+
 @dataclass(frozen=True)
 class _Generation:
     """What changed between the three published ViM-UNets."""
@@ -308,6 +347,7 @@ def vim_unet(
     depth: int = 24,
     variant: str = "default",
     skip_connections: bool = False,
+    conv_stem: bool = False,
     image_size: int | None = None,
     drop_path_rate: float = 0.1,
     features: Sequence[int] = FEATURES,
@@ -333,6 +373,8 @@ def vim_unet(
         variant: "default", "paper", "torch-em-0.7.5" or "torch-em-0.7.10".
         skip_connections: Join the image and two layers in between (`ImageSkips`) instead of
             upsampling the last layer; ours, only for "default".
+        conv_stem: Make the tokens of a UNet's encoder (`StemEncoder`), whose maps the decoder
+            joins too (`StemSkips`); ours, only for "default", instead of `skip_connections`.
         image_size: Pixels per side of the grid that the position embedding is stored for. 512
             for "default", which interpolates it to the image; 1024 for the published variants,
             whose square it is.
@@ -342,8 +384,8 @@ def vim_unet(
         num_classes: Size of the classification head that published checkpoints carry unused.
 
     Raises:
-        ValueError: If `variant` is unknown, or has no skip connections, or `image_size` is no
-            multiple of 16.
+        ValueError: If `variant` is unknown, or has neither skip connections nor stem, both are
+            asked for, or `image_size` is no multiple of 16.
 
     Source:
         Archit & Pape 2024, https://arxiv.org/abs/2404.07705, and torch-em's `get_vimunet_model`
@@ -351,6 +393,27 @@ def vim_unet(
     """
     if skip_connections and depth < 3:
         raise ValueError(f"`depth` must be at least 3 for `skip_connections`, got {depth}.")
+    if skip_connections and conv_stem:
+        raise ValueError(
+            "`skip_connections` must be False with `conv_stem`, which has its own, got True."
+        )
+    if variant == "default" and conv_stem:
+        size, widths = image_size or 512, tuple(features)[:0:-1]
+        if size % PATCH_SIZE:
+            raise ValueError(f"`image_size` must be a multiple of {PATCH_SIZE}, got {size}.")
+        stem = StemEncoder(
+            in_channels,
+            widths,
+            VimEncoder(
+                widths[-1],
+                size // PATCH_SIZE,
+                embed_dim,
+                depth,
+                drop_path_rate=drop_path_rate,
+                patch_size=1,
+            ),
+        )
+        return StemSkips(stem, embed_dim, in_channels, out_channels, features=features)
     if variant == "default":
         layers = (depth // 3 - 1, 2 * depth // 3 - 1) if skip_connections else ()
         encoder = VimEncoder(
@@ -358,12 +421,7 @@ def vim_unet(
             image_size or 512,
             embed_dim,
             depth,
-            rope=False,
-            class_token=None,
-            legacy_removal=False,
-            average=True,
             drop_path_rate=drop_path_rate,
-            keep_head=None,
             intermediate=layers,
         )
         network = ImageSkips if skip_connections else EncoderDecoder
@@ -372,11 +430,12 @@ def vim_unet(
         raise ValueError(
             f"Unknown `variant` {variant!r}. Known: {', '.join(['default', *GENERATIONS])}."
         )
-    if skip_connections:
-        raise ValueError(
-            f"`skip_connections` must be False for variant={variant!r}, got True. "
-            'Only variant="default" has them.'
-        )
+    for option, value in (("skip_connections", skip_connections), ("conv_stem", conv_stem)):
+        if value:
+            raise ValueError(
+                f"`{option}` must be False for variant={variant!r}, got True. "
+                'Only variant="default" has them.'
+            )
     size = image_size or 1024
     generation = GENERATIONS[variant]
     encoder = VimEncoder(

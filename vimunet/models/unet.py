@@ -164,8 +164,13 @@ class Decoder(nn.Module):
         return maps
 
 
-class _Encoder(nn.Module):
-    """Convolve and halve step by step; keep the maps before each halving."""
+class Encoder(nn.Module):
+    """Convolve and halve step by step; keep the maps before each halving.
+
+    Args:
+        in_channels: Channels of the image.
+        features: Channels of the maps, fine to coarse.
+    """
 
     def __init__(self, in_channels: int, features: Sequence[int]) -> None:
         super().__init__()
@@ -214,7 +219,7 @@ class UNet(nn.Module):
         self.out_channels = out_channels
         self.stride = 2**depth
         channels = [features * 2**level for level in range(depth + 1)]
-        self.encoder = _Encoder(in_channels, channels[:-1])
+        self.encoder = Encoder(in_channels, channels[:-1])
         self.base = ConvBlock(channels[-2] if depth else in_channels, channels[-1])
         self.decoder = Decoder(channels[::-1], upsampling)
         self.out_conv = nn.Conv2d(features, out_channels, kernel_size=1)

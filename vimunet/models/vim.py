@@ -20,7 +20,7 @@ _PRETRAINING_GRID = 14  # side of the token grid (224 / 16) in which rotary posi
 
 
 class VimEncoder(nn.Module):
-    """Encode an image with Vision Mamba: patches of 16 x 16 pixels, then layers of mixed tokens.
+    """Encode an image with Vision Mamba: square patches, then layers of mixed tokens.
 
     The patches, in row-major order, are projected to tokens, a learnt position is added, and each
     layer adds to a running sum r (the residual, kept in float32) what it makes of it:
@@ -31,12 +31,13 @@ class VimEncoder(nn.Module):
         output = norm_f(r)
 
     Without class token and rotary embedding, the image may have any height and width divisible by
-    16: the positions, learnt for `image_size`, are interpolated to its grid. With either of them,
-    as in the published networks, the image must be `image_size` square.
+    `patch_size`: the positions, learnt for `image_size`, are interpolated to its grid. With either
+    of them, as in the published networks, the image must be `image_size` square.
 
     Args:
         in_channels: Channels of the image.
-        image_size: Side of the image the positions are learnt for, in pixels; divisible by 16.
+        image_size: Side of the image the positions are learnt for, in pixels; divisible by
+            `patch_size`.
         embed_dim: Channels of the tokens.
         depth: Number of layers.
         rope: Rotate all tokens by their position before each layer. The sum r is rotated, so turns
@@ -50,8 +51,10 @@ class VimEncoder(nn.Module):
         keep_head: Number of classes of an unused, frozen classification head, for checkpoints that
             contain one; None for no head.
         intermediate: Layers (from 0, ascending, without the last) after which to return a map too.
+        patch_size: Side of a patch in pixels.
 
     Attributes:
+        grid: Side of the grid of tokens the positions are learnt for.
         channels: Channels of each returned map.
         strides: Pixels per cell of each returned map.
 
@@ -82,10 +85,11 @@ class VimEncoder(nn.Module):
         drop_path_rate: float = 0.1,
         keep_head: int | None = None,
         intermediate: tuple[int, ...] = (),
+        patch_size: int = PATCH_SIZE,
     ) -> None:
         super().__init__()
-        if image_size < PATCH_SIZE or image_size % PATCH_SIZE:
-            raise ValueError(f"`image_size` must be a multiple of {PATCH_SIZE}, got {image_size}.")
+        if image_size < patch_size or image_size % patch_size:
+            raise ValueError(f"`image_size` must be a multiple of {patch_size}, got {image_size}.")
         if class_token not in ("front", "middle", None):
             raise ValueError(
                 f"`class_token` must be 'front', 'middle' or None, got {class_token!r}."
@@ -102,18 +106,19 @@ class VimEncoder(nn.Module):
         self.in_channels, self.image_size, self.average = in_channels, image_size, average
         self.intermediate = tuple(intermediate)
         self.channels = (embed_dim,) * (len(intermediate) + 1)
-        self.strides = (PATCH_SIZE,) * (len(intermediate) + 1)
+        self.patch_size = patch_size
+        self.strides = (patch_size,) * (len(intermediate) + 1)
 
-        grid = image_size // PATCH_SIZE
-        patches = grid * grid
+        self.grid = image_size // patch_size
+        patches = self.grid * self.grid
         self.class_index = {"front": 0, "middle": patches // 2, None: None}[class_token]
         self.removed_index = 0 if legacy_removal else self.class_index
         special = 0 if class_token is None else 1
         if class_token is not None:
             self.cls_token = nn.Parameter(_truncated_normal(1, 1, embed_dim))
         self.pos_embed = nn.Parameter(_truncated_normal(1, patches + special, embed_dim))
-        self.patch_embed = _PatchEmbedding(in_channels, embed_dim)
-        self.rope = _RotaryEmbedding(grid, embed_dim) if rope else None
+        self.patch_embed = _PatchEmbedding(in_channels, embed_dim, patch_size)
+        self.rope = _RotaryEmbedding(self.grid, embed_dim) if rope else None
         if keep_head is not None:
             self.head = nn.Linear(embed_dim, keep_head).requires_grad_(False)
         self.layers = nn.ModuleList(
@@ -126,11 +131,11 @@ class VimEncoder(nn.Module):
         """Encode a batch of images.
 
         Args:
-            image: (b, c, y, x) image, standardised; y and x divisible by 16, and both equal to
-                `image_size` with a class token or rotary embedding.
+            image: (b, c, y, x) image, standardised; y and x divisible by `patch_size`, and both
+                equal to `image_size` with a class token or rotary embedding.
 
         Returns:
-            Maps of (b, embed_dim, y / 16, x / 16): after the layers in `intermediate`, then after
+            Maps of (b, embed_dim, y / patch_size, x / patch_size): after the layers in `intermediate`, then after
             the last. Each is normalised as its reader sees it: an intermediate one by the norm of
             the next layer, the last by `norm_f`.
 
@@ -139,7 +144,7 @@ class VimEncoder(nn.Module):
         """
         self._check_size(image)
         tokens = self.patch_embed(image)
-        height, width = image.shape[-2] // PATCH_SIZE, image.shape[-1] // PATCH_SIZE
+        height, width = (side // self.patch_size for side in image.shape[-2:])
         if self.class_index is not None:
             token = self.cls_token.expand(len(tokens), -1, -1).to(tokens.dtype)
             i = self.class_index
@@ -167,16 +172,16 @@ class VimEncoder(nn.Module):
                 f"Image size {size} must be {full} for an encoder with class token or rotary "
                 f"embedding. Pad it with zeros at the bottom and right."
             )
-        padded = tuple(math.ceil(side / PATCH_SIZE) * PATCH_SIZE for side in size)
+        padded = tuple(math.ceil(side / self.patch_size) * self.patch_size for side in size)
         if size != padded:
             raise ValueError(
-                f"Image size {size} must be divisible by {PATCH_SIZE}. Pad it to {padded}, "
+                f"Image size {size} must be divisible by {self.patch_size}. Pad it to {padded}, "
                 "or call `predict`, which pads for you."
             )
 
     def _positions(self, height: int, width: int) -> Tensor:
         """Return the position embedding (1, l, embed_dim) of a grid of height x width tokens."""
-        grid = self.image_size // PATCH_SIZE
+        grid = self.grid
         if self.class_index is not None or (height, width) == (grid, grid):
             return self.pos_embed
         positions = self.pos_embed.transpose(1, 2).unflatten(2, (grid, grid))
@@ -211,11 +216,11 @@ class _Layer(nn.Module):
 
 
 class _PatchEmbedding(nn.Module):
-    """Project patches of 16 x 16 pixels to tokens: (b, c, y, x) -> (b, l, embed_dim), row-major."""
+    """Project square patches to tokens: (b, c, y, x) -> (b, l, embed_dim), row-major."""
 
-    def __init__(self, in_channels: int, embed_dim: int) -> None:
+    def __init__(self, in_channels: int, embed_dim: int, patch_size: int) -> None:
         super().__init__()
-        self.proj = nn.Conv2d(in_channels, embed_dim, PATCH_SIZE, stride=PATCH_SIZE)
+        self.proj = nn.Conv2d(in_channels, embed_dim, patch_size, stride=patch_size)
         weight = self.proj.weight
         with torch.no_grad():  # LeCun: the output has the spread of the input
             weight.copy_(_truncated_normal(*weight.shape, std=weight[0].numel() ** -0.5))
