@@ -1,11 +1,14 @@
 """The paper's comparison on the stand-ins: every network for the same minutes, one table.
 
+    python experiments/paper_table.py time --stand-in FOLDER --runs RUNS
     python experiments/paper_table.py train --stand-in FOLDER --runs RUNS
     python experiments/paper_table.py report --runs RUNS
 
-`train` makes the runs one after the other, each alone for the same time, and leaves out those that
-are finished; leave the machine to it. `report` writes `experiments/results/paper_table.md` and its
-figure from what is there.
+`time` measures how many iterations each network does in a minute; leave the machine to it, it takes
+a few minutes. `train` makes the runs, each with as many iterations as its network does in the same
+time; it may share the machine, since only iterations count. It leaves out finished runs and goes on
+with interrupted ones. `report` writes `experiments/results/paper_table.md` and its figure from what
+is there.
 """
 
 import argparse
@@ -14,12 +17,14 @@ import os
 import statistics
 import subprocess
 import sys
+import tempfile
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from matplotlib.figure import Figure
 
 from vimunet.files import replacing
@@ -65,6 +70,13 @@ RUNS = [
 OPTIONS = {"umamba_bot": ("--option", "image_size=256")}
 """Planned for its crops, as nnU-Net does."""
 
+SECONDS = "seconds.json"
+TIMED, WARMUP = 25, 5
+"""Iterations to time a network with, and how many of them do not count."""
+
+VALIDATION_INTERVAL = 400
+"""Also that of saving, so that an interrupted run loses little. Scored is the last iteration."""
+
 PUBLISHED = {
     ("em", "boundaries"): {
         "unet": 0.354,
@@ -88,10 +100,13 @@ PUBLISHED = {
 def main() -> None:
     flags = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     commands = flags.add_subparsers(dest="command", required=True)
+    command = commands.add_parser("time", help="measure the seconds per iteration")
+    command.add_argument("--stand-in", type=Path, required=True, help="folder with the stand-ins")
+    command.add_argument("--runs", type=Path, required=True, help="folder of all runs")
     command = commands.add_parser("train", help="make the runs that are missing")
     command.add_argument("--stand-in", type=Path, required=True, help="folder with the stand-ins")
     command.add_argument("--runs", type=Path, required=True, help="folder of all runs")
-    command.add_argument("--minutes", type=float, default=20.0, help="of each training")
+    command.add_argument("--minutes", type=float, default=20.0, help="of each network")
     command.add_argument("--only", nargs="+", choices=[run.name for run in RUNS], metavar="NAME")
     command = commands.add_parser("report", help="write the table and the figure")
     command.add_argument("--runs", type=Path, required=True, help="folder of all runs")
@@ -100,10 +115,15 @@ def main() -> None:
     if options.command == "report":
         report(options.runs, options.output)
         return
+    if options.command == "time":
+        time_all(options.stand_in, options.runs)
+        return
+    seconds = measured_seconds(options.runs)
     for run in RUNS:
         folder = options.runs / run.name
         if (options.only is None or run.name in options.only) and not is_done(folder):
-            train(run, folder, options.stand_in, options.minutes)
+            iterations = round(60 * options.minutes / seconds[run.model])
+            train(run, folder, options.stand_in, iterations)
 
 
 def is_done(folder: Path) -> bool:
@@ -111,17 +131,44 @@ def is_done(folder: Path) -> bool:
     return (folder / "scores" / "summary.json").exists()
 
 
-def train(run: Run, folder: Path, stand_in: Path, minutes: float) -> None:
-    """Train and score in fresh processes, and note the memory that the training needed."""
-    print(f"{run.name}: {minutes:g} minutes", flush=True)
-    training = [
-        *(run.script / "train.py", "--stand-in", stand_in, "--output", folder),
+def time_all(stand_in: Path, runs: Path) -> None:
+    """Measure the seconds per iteration of each network, and write them to the folder of runs."""
+    seconds = {}
+    for model in MODELS:
+        run = Run("em", "boundaries", model)
+        with tempfile.TemporaryDirectory() as folder:
+            subprocess.run(training(run, Path(folder) / "run", stand_in, TIMED), check=True)
+            log = np.genfromtxt(Path(folder) / "run" / "log.csv", delimiter=",", names=True)
+        # Without the first iterations, which warm up, and the last, which is followed by scoring.
+        seconds[model] = float(np.median(np.diff(log["seconds"])[WARMUP:-1]))
+        print(f"{model}: {seconds[model]:.3f} seconds per iteration", flush=True)
+    with replacing(runs / SECONDS) as temporary:
+        temporary.write_text(json.dumps(seconds, indent=2))
+
+
+def measured_seconds(runs: Path) -> dict[str, float]:
+    """Read what `time` measured."""
+    if not (runs / SECONDS).exists():
+        raise FileNotFoundError(f"No {SECONDS} in {runs}. Run `paper_table.py time` first.")
+    return json.loads((runs / SECONDS).read_text())
+
+
+def training(run: Run, folder: Path, stand_in: Path, iterations: int) -> list[str]:
+    """Write the command of a training."""
+    arguments = [
+        *(sys.executable, run.script / "train.py", "--stand-in", stand_in, "--output", folder),
         *("--model", run.model, "--representation", run.form, "--seed", run.seed),
-        *("--max-minutes", minutes, "--crop-size", 256, "--precision", "bf16", "--rotations"),
-        *("--validation-interval", 100_000, *OPTIONS.get(run.model, ())),
+        *("--iterations", iterations, "--crop-size", 256, "--precision", "bf16", "--rotations"),
+        *("--validation-interval", VALIDATION_INTERVAL, *OPTIONS.get(run.model, ())),
         *(["--resume"] if (folder / "training_state.pt").exists() else []),
     ]
-    process = subprocess.Popen([sys.executable, *map(str, training)])
+    return [str(argument) for argument in arguments]
+
+
+def train(run: Run, folder: Path, stand_in: Path, iterations: int) -> None:
+    """Train and score in fresh processes, and note the memory that the training needed."""
+    print(f"{run.name}: {iterations} iterations", flush=True)
+    process = subprocess.Popen(training(run, folder, stand_in, iterations))
     _, status, usage = os.wait4(process.pid, 0)
     if status:
         raise RuntimeError(f"{run.name}: the training failed, see above.")
@@ -138,11 +185,14 @@ def report(runs: Path, output: Path) -> None:
     groups: dict[tuple[str, str], dict[str, list[dict[str, Any]]]] = {}
     for run in RUNS:
         if is_done(runs / run.name):
+            seconds = measured_seconds(runs)[run.model]
             text = (runs / run.name / "scores" / "summary.json").read_text()
             with replacing(output / "paper_table" / f"{run.name}.json") as temporary:
                 temporary.write_text(text)
             group = groups.setdefault((run.data, run.form), defaultdict(list))
-            group[run.model].append(json.loads(text) | memory(runs / run.name))
+            group[run.model].append(
+                json.loads(text) | memory(runs / run.name) | {"seconds": seconds}
+            )
     lines = [line for key, models in groups.items() for line in section(key, models)]
     with replacing(output / "paper_table.md") as temporary:
         temporary.write_text("\n".join(["# The paper's comparison on the stand-ins", *lines, ""]))
@@ -170,7 +220,6 @@ def section(key: tuple[str, str], models: dict[str, list[dict[str, Any]]]) -> It
         args = first["network"]["model_args"]
         count = sum(p.numel() for p in build_model(model, **args).parameters())
         iterations = [summary["info"]["iteration"] for summary in summaries]
-        minutes = first["info"]["config"]["max_minutes"]
         ceiling = first["test"]["ceiling"]["mSA"]
         peaks = [summary["peak_gib"] for summary in summaries if "peak_gib" in summary]
         cells = (
@@ -178,7 +227,7 @@ def section(key: tuple[str, str], models: dict[str, list[dict[str, Any]]]) -> It
             f"{count / 1e6:.1f} M",
             str(len(summaries)),
             ", ".join(map(str, iterations)),
-            f"{60 * minutes / statistics.mean(iterations):.2f}",
+            f"{first['seconds']:.2f}",
             f"{max(peaks):.1f}" if peaks else "",
             spread([summary["val"]["tuned"]["mSA"] for summary in summaries]),
             scores(summaries),

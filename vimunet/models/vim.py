@@ -135,9 +135,9 @@ class VimEncoder(nn.Module):
                 equal to `image_size` with a class token or rotary embedding.
 
         Returns:
-            Maps of (b, embed_dim, y / patch_size, x / patch_size): after the layers in `intermediate`, then after
-            the last. Each is normalised as its reader sees it: an intermediate one by the norm of
-            the next layer, the last by `norm_f`.
+            Maps of (b, embed_dim, y / patch_size, x / patch_size): after the layers in
+            `intermediate`, then after the last. Each is normalised as its reader sees it: an
+            intermediate one by the norm of the next layer, the last by `norm_f`.
 
         Raises:
             ValueError: If the image has another number of channels or a size that does not fit.
