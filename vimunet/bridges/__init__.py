@@ -11,7 +11,7 @@ from torch import nn
 from vimunet.bridges import sam, torch_em, umamba, vim, vmunet
 from vimunet.bridges.loading import Report
 from vimunet.bridges.torch_file import open_weights
-from vimunet.models.encoder_decoder import EncoderDecoder
+from vimunet.models.encoder_decoder import EncoderDecoder, StemSkips
 from vimunet.models.vim import VimEncoder
 from vimunet.models.vmunet import VMUNet
 
@@ -56,6 +56,11 @@ def load_pretrained(network: nn.Module, path: str | Path) -> Report:
     """
     if isinstance(network, VMUNet):
         return vmunet.load_pretrained(network, path)
+    if isinstance(network, StemSkips):
+        raise ValueError(
+            "A ViM-UNet with `conv_stem`, such as vim_n, must learn from fresh weights: its tokens "
+            "are no patches, got published weights. Use vim_t or vim_s, or leave them out."
+        )
     if isinstance(network, EncoderDecoder):
         reader = vim if isinstance(network.encoder, VimEncoder) else sam
         return reader.load_pretrained(network, path)
