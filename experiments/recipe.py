@@ -11,7 +11,7 @@ from typing import Any, Literal
 
 import torch
 
-from vimunet.bridges import load_pretrained
+from vimunet.bridges.checkpoints import load_pretrained
 from vimunet.checkpoint import load_model
 from vimunet.cli.arguments import model_options
 from vimunet.data import Sample

@@ -8,7 +8,8 @@ import pytest
 import torch
 from torch.nn import functional
 
-from vimunet.bridges import load_pretrained, read_checkpoint, sam, umamba, vim, vmunet
+from vimunet.bridges import sam, umamba, vim, vmunet
+from vimunet.bridges.checkpoints import load_pretrained, read_checkpoint
 from vimunet.models import build_model
 
 SMALL_VMUNET = {"embed_dim": 16, "depths": [1, 1, 2, 1], "decoder_depths": [1, 2, 1, 1]}

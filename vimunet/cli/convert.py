@@ -34,7 +34,7 @@ def add_parser(commands: Commands) -> None:
 
 def run(options: argparse.Namespace) -> int:
     """Turn a checkpoint of another tool into a model file."""
-    from vimunet.bridges import read_checkpoint
+    from vimunet.bridges.checkpoints import read_checkpoint
     from vimunet.checkpoint import TrainedModel, save_model
     from vimunet.representation import Semantic
 

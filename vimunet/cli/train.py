@@ -147,7 +147,7 @@ def run(options: argparse.Namespace) -> int:
         torch.manual_seed(options.seed)
         network = build_model(options.model, in_channels, len(representation.channels), **extra)
     if options.pretrained is not None:
-        from vimunet.bridges import load_pretrained
+        from vimunet.bridges.checkpoints import load_pretrained
 
         print(load_pretrained(network, options.pretrained))
     given = {name: getattr(options, name) for name in TRAIN_SETTINGS if hasattr(options, name)}
