@@ -1,14 +1,17 @@
 """`vimunet compare` and `vimunet convert nnunet`, from files to files."""
 
+import argparse
 import csv
 import json
+import sys
 
 import numpy as np
 import pytest
 import tifffile
 
 from vimunet.bridges.nnunet import to_classes
-from vimunet.cli import main
+from vimunet.cli import compare, main
+from vimunet.comparison.report import MOST_IMAGES
 from vimunet.data.folder import find_pairs
 
 
@@ -40,6 +43,21 @@ def compared(folder, *options):
         ["compare", *methods, str(folder / "plain"), "--labels", str(folder / "labels")]
         + ["--output", str(folder / "out"), *options]
     )
+
+
+def test_compare_says_at_once_that_matplotlib_is_missing(cells, monkeypatch, capsys):
+    monkeypatch.setitem(sys.modules, "matplotlib.axes", None)
+    for name in ("vimunet.comparison.figure", "vimunet.comparison.report"):
+        monkeypatch.delitem(sys.modules, name, raising=False)
+    assert compared(cells) != 0
+    assert "pip install 'vimunet[benchmark]'" in capsys.readouterr().err
+    assert not (cells / "out").exists()
+
+
+def test_gallery_is_as_large_as_the_report_makes_it():
+    options = argparse.ArgumentParser()
+    compare.add_arguments(options)
+    assert options.get_default("gallery") == MOST_IMAGES
 
 
 def test_compare_reads_all_tools_and_writes_everything(cells, capsys):

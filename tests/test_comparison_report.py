@@ -23,7 +23,7 @@ from comparison_results import Arrays, make_result
 
 from vimunet.comparison.figure import PUBLISHED_TITLE, figure_svg, write_figure
 from vimunet.comparison.pictures import COLORS, Painter, choose_images
-from vimunet.comparison.report import write_report
+from vimunet.comparison.report import MOST_IMAGES, write_report
 from vimunet.comparison.sentences import diagnosis, headline, is_certain, ranking, score_text
 
 VOID = {"meta", "img", "br", "input", "hr", "link"}
@@ -370,9 +370,13 @@ def test_command_repeats_the_comparison(scene):
     assert shlex.split(command) == [
         *("vimunet", "compare", "my net=predictions/my net", "--labels", "labels"),
         *("--images", str(folder / "images"), "--threshold", "0.7", "--protocol", "paper"),
-        *("--labelled-pixels-only", "--seconds", "my net=0.25", "--output", str(folder)),
-        "--overwrite",
+        *("--labelled-pixels-only", "--seconds", "my net=0.25", "--gallery", "2"),
+        *("--output", str(folder), "--overwrite"),
     ]
+    shown = {"my net": methods["good"]}
+    _, page = report(folder, labels, shown, result, most_images=MOST_IMAGES)
+    command = next(text for text in page.texts if text.startswith("vimunet compare"))
+    assert "--gallery" not in command
 
 
 def test_seconds_have_a_column_only_if_somebody_knows_them(scene):

@@ -9,14 +9,18 @@ import math
 import re
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from vimunet.comparison.sentences import number, plural, printable, ranking, score_text
 from vimunet.files import replacing
 
-if TYPE_CHECKING:
+try:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
+except ImportError as error:
+    raise ImportError(
+        "The figure of a comparison needs matplotlib: pip install 'vimunet[benchmark]'"
+    ) from error
 
 PUBLISHED_TITLE = "published, other data and training"
 
@@ -44,9 +48,6 @@ def write_figure(
 
     Returns:
         The two files.
-
-    Raises:
-        ImportError: If matplotlib is not installed.
     """
     figure = draw_figure(result, published)
     files = [Path(folder) / f"figure.{form}" for form in ("png", "svg")]
@@ -65,9 +66,6 @@ def figure_svg(result: dict[str, Any], published: Mapping[str, float] | None = N
 
     Returns:
         The element, with a transparent background and without any reference to other files.
-
-    Raises:
-        ImportError: If matplotlib is not installed.
     """
     svg = _saved(draw_figure(result, published), "svg", transparent=True).decode()
     svg = svg[svg.index("<svg") :].replace(_INK, "currentColor")
@@ -77,18 +75,8 @@ def figure_svg(result: dict[str, Any], published: Mapping[str, float] | None = N
     return svg.replace("<svg ", '<svg role="img" aria-label="Mean mSA of each method" ', 1)
 
 
-def draw_figure(result: dict[str, Any], published: Mapping[str, float] | None = None) -> "Figure":
-    """Draw the figure; see `write_figure`.
-
-    Raises:
-        ImportError: If matplotlib is not installed.
-    """
-    try:
-        from matplotlib.figure import Figure
-    except ImportError as error:
-        raise ImportError(
-            "The figure needs matplotlib: pip install 'vimunet[benchmark]'"
-        ) from error
+def draw_figure(result: dict[str, Any], published: Mapping[str, float] | None = None) -> Figure:
+    """Draw the figure; see `write_figure`."""
     rows = [len(result["methods"]), *([len(published)] if published else [])]
     height = 0.36 * sum(rows) + 0.75 * len(rows) + 0.6
     figure = Figure(figsize=(7.5, height), layout="constrained")
@@ -112,7 +100,7 @@ def draw_figure(result: dict[str, Any], published: Mapping[str, float] | None = 
     return figure
 
 
-def _draw_measured(axes: "Axes", result: dict[str, Any]) -> None:
+def _draw_measured(axes: Axes, result: dict[str, Any]) -> None:
     names = ranking(result)
     images = len(result["names"])
     for place, name in enumerate(names):
@@ -163,7 +151,7 @@ def _draw_measured(axes: "Axes", result: dict[str, Any]) -> None:
     _finish(axes, names, f"mSA, mean over {images} {plural(images, 'image')}")
 
 
-def _draw_published(axes: "Axes", published: Mapping[str, float]) -> None:
+def _draw_published(axes: Axes, published: Mapping[str, float]) -> None:
     names = sorted(published, key=lambda name: -published[name])
     for place, name in enumerate(names):
         axes.barh(
@@ -181,7 +169,7 @@ def _draw_published(axes: "Axes", published: Mapping[str, float]) -> None:
     axes.set_title(PUBLISHED_TITLE, loc="left", fontsize=9, style="italic", color=_INK)
 
 
-def _annotate(axes: "Axes", place: int, text: str, medal: int | None = None) -> None:
+def _annotate(axes: Axes, place: int, text: str, medal: int | None = None) -> None:
     """Write the score of a bar at the right, and a medal for the first three."""
     across = axes.get_yaxis_transform()
     axes.text(1.06, place, text, transform=across, va="center", fontsize=9, color=_INK)
@@ -204,7 +192,7 @@ def _annotate(axes: "Axes", place: int, text: str, medal: int | None = None) -> 
     )
 
 
-def _finish(axes: "Axes", names: list[str], title: str) -> None:
+def _finish(axes: Axes, names: list[str], title: str) -> None:
     axes.set(xlim=(0, 1), ylim=(len(names) - 0.4, -0.6), yticks=range(len(names)))
     axes.set_yticklabels([_literal(_short(name)) for name in names], fontsize=10, color=_INK)
     axes.set_xlabel(title, fontsize=9, color=_INK)
@@ -227,7 +215,7 @@ def _literal(text: str) -> str:
     return printable(text).replace("$", r"\$")
 
 
-def _saved(figure: "Figure", form: str, **options: Any) -> bytes:
+def _saved(figure: Figure, form: str, **options: Any) -> bytes:
     from matplotlib import rc_context
 
     content = io.BytesIO()

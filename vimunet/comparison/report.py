@@ -32,6 +32,9 @@ from vimunet.comparison.tables import (
 )
 from vimunet.files import replacing
 
+MOST_IMAGES = 12
+"""Images in the gallery, unless told otherwise."""
+
 _MOST_NAMES = 12
 _POLICY = "default-src 'none'; img-src data:; style-src 'unsafe-inline'"
 
@@ -43,7 +46,7 @@ def write_report(
     *,
     labels_folder: str | Path | None = None,
     predictions: Mapping[str, Readable] | None = None,
-    most_images: int = 12,
+    most_images: int = MOST_IMAGES,
     published: Mapping[str, float] | None = None,
 ) -> None:
     """Write the report of a comparison as one HTML file of a few megabytes at most.
@@ -62,7 +65,6 @@ def write_report(
             their own in the figure and no place in the tables.
 
     Raises:
-        ImportError: If matplotlib is not installed.
         FileNotFoundError: If a folder does not exist.
         ValueError: If `most_images` is negative.
     """
@@ -78,7 +80,7 @@ def write_report(
         }
     labels = open_predictions(labels_folder or result["labels"])
     painter = Painter(result, labels, predictions, images_folder, len(chosen))
-    command = _command(result, images_folder, path.parent)
+    command = _command(result, images_folder, most_images, path.parent)
     parts = (
         _head(result),
         _problems(result),
@@ -223,7 +225,9 @@ def _settings(
     )
 
 
-def _command(result: dict[str, Any], images_folder: str | Path | None, output: Path) -> str:
+def _command(
+    result: dict[str, Any], images_folder: str | Path | None, most_images: int, output: Path
+) -> str:
     """Write the command line that makes this comparison."""
     settings = result["settings"]
     methods = result["methods"].items()
@@ -240,4 +244,6 @@ def _command(result: dict[str, Any], images_folder: str | Path | None, output: P
     for name, method in methods:
         if method["seconds_per_image"] is not None:
             words += ["--seconds", f"{name}={method['seconds_per_image']:g}"]
+    if most_images != MOST_IMAGES:
+        words += ["--gallery", str(most_images)]
     return shlex.join([*words, "--output", str(output), "--overwrite"])
