@@ -23,7 +23,7 @@ if __name__ == "__main__":
         splits.neurites,
         "the FIB-25 sample",
         splits.LICENCE,
-        iterations=4000,
+        iterations=3000,
         crop_size=192,
         batch_size=6,
         zoom=(1.0, 2.5),
