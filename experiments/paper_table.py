@@ -14,6 +14,7 @@ is there.
 import argparse
 import json
 import os
+import shutil
 import statistics
 import subprocess
 import sys
@@ -74,6 +75,13 @@ SECONDS = "seconds.json"
 TIMED, WARMUP = 25, 5
 """Iterations to time a network with, and how many of them do not count."""
 
+INTRODUCTION = """# The paper's comparison on the stand-ins
+
+Each network has as many iterations as fit into the same minutes, alone on the machine: `python
+experiments/paper_table.py time`, `train` and `report`. 256 crops, batch 2, Adam 1e-4, flips and
+quarter turns, bfloat16; scored is the last iteration, with thresholds chosen on the validation
+images. Brackets: central 95 % over images (bootstrap); ±: standard deviation of the seeds."""
+
 VALIDATION_INTERVAL = 400
 """Also that of saving, so that an interrupted run loses little. Scored is the last iteration."""
 
@@ -133,7 +141,7 @@ def is_done(folder: Path) -> bool:
 
 def time_all(stand_in: Path, runs: Path) -> None:
     """Measure the seconds per iteration of each network, and write them to the folder of runs."""
-    seconds = {}
+    seconds: dict[str, float] = {}
     for model in MODELS:
         run = Run("em", "boundaries", model)
         with tempfile.TemporaryDirectory() as folder:
@@ -142,15 +150,21 @@ def time_all(stand_in: Path, runs: Path) -> None:
         # Without the first iterations, which warm up, and the last, which is followed by scoring.
         seconds[model] = float(np.median(np.diff(log["seconds"])[WARMUP:-1]))
         print(f"{model}: {seconds[model]:.3f} seconds per iteration", flush=True)
-    with replacing(runs / SECONDS) as temporary:
-        temporary.write_text(json.dumps(seconds, indent=2))
+        with replacing(runs / SECONDS) as temporary:
+            temporary.write_text(json.dumps(seconds, indent=2))
 
 
 def measured_seconds(runs: Path) -> dict[str, float]:
     """Read what `time` measured."""
-    if not (runs / SECONDS).exists():
-        raise FileNotFoundError(f"No {SECONDS} in {runs}. Run `paper_table.py time` first.")
-    return json.loads((runs / SECONDS).read_text())
+    file = runs / SECONDS
+    seconds = json.loads(file.read_text()) if file.exists() else {}
+    missing = [model for model in MODELS if model not in seconds]
+    if missing:
+        raise FileNotFoundError(
+            f"{file} must tell the seconds per iteration of each network, got none for "
+            f"{', '.join(missing)}. Run `paper_table.py time` first."
+        )
+    return seconds
 
 
 def training(run: Run, folder: Path, stand_in: Path, iterations: int) -> list[str]:
@@ -168,11 +182,15 @@ def training(run: Run, folder: Path, stand_in: Path, iterations: int) -> list[st
 def train(run: Run, folder: Path, stand_in: Path, iterations: int) -> None:
     """Train and score in fresh processes, and note the memory that the training needed."""
     print(f"{run.name}: {iterations} iterations", flush=True)
+    if folder.exists() and not (folder / "training_state.pt").exists():
+        shutil.rmtree(folder)  # ended before anything was saved
     process = subprocess.Popen(training(run, folder, stand_in, iterations))
     _, status, usage = os.wait4(process.pid, 0)
     if status:
         raise RuntimeError(f"{run.name}: the training failed, see above.")
-    (folder / "peak_kilobytes").write_text(str(usage.ru_maxrss))
+    peak = folder / "peak_kilobytes"  # of all parts, if the run was interrupted
+    before = int(peak.read_text()) if peak.exists() else 0
+    peak.write_text(str(max(before, usage.ru_maxrss)))
     scoring = [
         *(run.script / "evaluate.py", "--stand-in", stand_in),
         *("--model", folder / "last.safetensors", "--output", folder / "scores"),
@@ -195,7 +213,7 @@ def report(runs: Path, output: Path) -> None:
             )
     lines = [line for key, models in groups.items() for line in section(key, models)]
     with replacing(output / "paper_table.md") as temporary:
-        temporary.write_text("\n".join(["# The paper's comparison on the stand-ins", *lines, ""]))
+        temporary.write_text("\n".join([INTRODUCTION, *lines, ""]))
     draw(groups, output / "paper_table.png")
 
 
@@ -209,7 +227,7 @@ def section(key: tuple[str, str], models: dict[str, list[dict[str, Any]]]) -> It
     """Write the table of one data set and one form of maps."""
     yield f"\n## {'Neurites, EM' if key[0] == 'em' else 'Cells, phase contrast'}: {key[1]}\n"
     header = (
-        *("network", "parameters", "seeds", "iterations", "seconds per iteration"),
+        *("network", "parameters", "seeds", "iterations", "seconds per iteration", "minutes"),
         *("memory, GiB", "val mSA", "test mSA", "seconds per test image", "published mSA"),
     )
     yield f"| {' | '.join(header)} |"
@@ -228,6 +246,7 @@ def section(key: tuple[str, str], models: dict[str, list[dict[str, Any]]]) -> It
             str(len(summaries)),
             ", ".join(map(str, iterations)),
             f"{first['seconds']:.2f}",
+            f"{first['seconds'] * iterations[0] / 60:.0f}",
             f"{max(peaks):.1f}" if peaks else "",
             spread([summary["val"]["tuned"]["mSA"] for summary in summaries]),
             scores(summaries),
@@ -235,7 +254,8 @@ def section(key: tuple[str, str], models: dict[str, list[dict[str, Any]]]) -> It
             shown(PUBLISHED[key][model]) if model in PUBLISHED[key] else "",
         )
         yield f"| {' | '.join(cells)} |"
-    yield f"\nCeiling of the test images: {shown(ceiling)}."
+    commits = {summary["info"]["commit"][:7] for runs in models.values() for summary in runs}
+    yield f"\nCeiling of the test images: {shown(ceiling)}. Commit {', '.join(sorted(commits))}."
 
 
 def scores(summaries: Sequence[dict[str, Any]]) -> str:

@@ -64,8 +64,8 @@ def parser(description: str, stand_in: bool = True) -> argparse.ArgumentParser:
     flags.add_argument(
         "--pretrained",
         type=Path,
-        help="published weights to start from: Vision Mamba's for vim_*, VMamba's for vmunet, "
-        "Segment Anything's for unetr_*",
+        help="published weights to start from: Vision Mamba's for vim_t, vim_s and vim_b, "
+        "VMamba's for vmunet, Segment Anything's for unetr_*",
     )
     flags.add_argument(
         "--start",

@@ -374,8 +374,9 @@ def test_sam_encoder_gives_the_same_features(prefix, tmp_path):
 
 
 def test_networks_without_published_weights_raise(tmp_path):
-    with pytest.raises(ValueError, match="ViM-UNet with `conv_stem`, such as vim_n, must learn fr"):
-        load_pretrained(build_model("vim_n", depth=1), tmp_path / "vim.pth")
+    for load in (load_pretrained, vim.load_pretrained):
+        with pytest.raises(TypeError, match="tokens are patches of the image, got one with `conv_"):
+            load(build_model("vim_n", depth=1), tmp_path / "vim.pth")
     with pytest.raises(ValueError, match="to start from published weights, got a UNet"):
         load_pretrained(build_model("unet", features=4), tmp_path / "a.pth")
     with pytest.raises(TypeError, match="`network` must be a ViM-UNet, got a UNet"):

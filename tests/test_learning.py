@@ -41,8 +41,9 @@ def _one_thread():
         ("unet", {"features": 16, "depth": 2}, Boundaries(), 60, 3e-3),
         ("unet", {"features": 16, "depth": 2}, Distances(), 100, 3e-3),
         ("vim_t", {"embed_dim": 32, "depth": 4, "skip_connections": True}, Boundaries(), 40, 1e-3),
+        ("vim_n", {"depth": 3}, Boundaries(), 40, 3e-3),
     ],
-    ids=["unet-boundaries", "unet-distances", "vim-boundaries"],
+    ids=["unet-boundaries", "unet-distances", "vim-boundaries", "stem-boundaries"],
 )
 def test_one_image_is_learnt(name, options, representation, iterations, lr, tmp_path):
     image, labels = touching_discs()

@@ -292,6 +292,12 @@ def test_sam_statistics():
             "`skip_connections` must be False with `conv_stem`, which has its own, got True",
         ),
         ("vim_n", {"image_size": 100}, "`image_size` must be a multiple of 16, got 100"),
+        ("vim_n", {"image_size": -16}, "`image_size` must be a multiple of 16, got -16"),
+        (
+            "vim_n",
+            {"features": (16, 8)},
+            r"`features` must name 5 numbers of channels, got \[16, 8\]",
+        ),
         ("vim_t", {"variant": "paper", "in_channels": 5}, "`in_channels` must be 1 or 3 for a pub"),
         (
             "umamba_enc",

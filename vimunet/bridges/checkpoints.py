@@ -11,8 +11,8 @@ from torch import nn
 from vimunet.bridges import sam, torch_em, umamba, vim, vmunet
 from vimunet.bridges.loading import Report
 from vimunet.bridges.torch_file import open_weights
-from vimunet.models.encoder_decoder import EncoderDecoder, StemSkips
-from vimunet.models.vim import VimEncoder
+from vimunet.models.encoder_decoder import EncoderDecoder
+from vimunet.models.vit import ViTEncoder
 from vimunet.models.vmunet import VMUNet
 
 
@@ -34,7 +34,7 @@ def read_checkpoint(path: str | Path, **overrides: Any) -> tuple[nn.Module, Repo
         names = list(weights.shapes)
     if any(name.startswith("vmunet.") for name in names):
         return *vmunet.read_checkpoint(path, **overrides), "VM-UNet"
-    if any(name.startswith("encoder.stem.") for name in names):
+    if any(name.startswith("encoder.stem.0.") for name in names):
         return *umamba.read_checkpoint(path, **overrides), "U-Mamba"
     network = torch_em.read_checkpoint(path, **overrides)
     return network, Report(Path(path), loaded=names), "torch-em"
@@ -52,17 +52,13 @@ def load_pretrained(network: nn.Module, path: str | Path) -> Report:
 
     Raises:
         FileNotFoundError: If there is no such file.
+        TypeError: If the network is a ViM-UNet with `conv_stem`, such as vim_n.
         ValueError: If the network is of another kind, the file damaged, or its shapes do not fit.
     """
     if isinstance(network, VMUNet):
         return vmunet.load_pretrained(network, path)
-    if isinstance(network, StemSkips):
-        raise ValueError(
-            "A ViM-UNet with `conv_stem`, such as vim_n, must learn from fresh weights: its tokens "
-            "are no patches, got published weights. Use vim_t or vim_s, or leave them out."
-        )
     if isinstance(network, EncoderDecoder):
-        reader = vim if isinstance(network.encoder, VimEncoder) else sam
+        reader = sam if isinstance(network.encoder, ViTEncoder) else vim
         return reader.load_pretrained(network, path)
     raise ValueError(
         f"`network` must be a ViM-UNet, VM-UNet or UNETR to start from published weights, "

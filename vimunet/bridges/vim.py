@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from vimunet.bridges.loading import Report, fit_channels, load_some, resize_grid
 from vimunet.bridges.torch_file import open_weights
+from vimunet.models.encoder_decoder import StemEncoder
 from vimunet.models.vim import VimEncoder
 
 _PREFIX = "encoder."
@@ -40,10 +41,15 @@ def load_pretrained(
 
     Raises:
         FileNotFoundError: If there is no such file.
-        TypeError: If the network is no ViM-UNet.
+        TypeError: If the network is no ViM-UNet, or one with `conv_stem`.
         ValueError: If the file is damaged, or its shapes are not those of the network.
     """
     encoder = getattr(network, "encoder", None)
+    if isinstance(encoder, StemEncoder):
+        raise TypeError(
+            "`network` must be a ViM-UNet whose tokens are patches of the image, got one with "
+            "`conv_stem`, such as vim_n. Use vim_t, vim_s or vim_b, or start from fresh weights."
+        )
     if not isinstance(encoder, VimEncoder):
         raise TypeError(f"`network` must be a ViM-UNet, got a {type(network).__name__}.")
     own = network.state_dict()

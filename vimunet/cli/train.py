@@ -99,8 +99,8 @@ def add_parser(commands: Commands) -> None:
     command.add_argument(
         "--pretrained",
         type=Path,
-        help="published weights to start from: Vision Mamba's for vim_*, VMamba's for vmunet, "
-        "Segment Anything's for unetr_*",
+        help="published weights to start from: Vision Mamba's for vim_t, vim_s and vim_b, "
+        "VMamba's for vmunet, Segment Anything's for unetr_*",
     )
     add_model_options(command, "variant=paper")
 

@@ -15,6 +15,7 @@ from vimunet.comparison.sentences import number, plural, printable, ranking, sco
 from vimunet.files import replacing
 
 try:
+    from matplotlib import rc_context
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 except ImportError as error:
@@ -216,8 +217,6 @@ def _literal(text: str) -> str:
 
 
 def _saved(figure: Figure, form: str, **options: Any) -> bytes:
-    from matplotlib import rc_context
-
     content = io.BytesIO()
     with rc_context({"svg.fonttype": "none", "svg.hashsalt": "vimunet"}):
         figure.savefig(

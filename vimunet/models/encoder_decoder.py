@@ -154,7 +154,8 @@ class EncoderDecoder(nn.Module):
     the others of its batch in train mode, and eval mode uses running means instead.
 
     Args:
-        encoder: (b, c, y, x) -> list of (b, embed_dim, y / 16, x / 16), the last layer's last.
+        encoder: (b, c, y, x) -> list of maps, the last of them (b, embed_dim, y / 16, x / 16) from
+            its last layer. Which others there are is between it and the subclass.
         embed_dim: Channels of the encoder's maps.
         in_channels: Channels of the image.
         out_channels: Number of maps.
@@ -287,38 +288,44 @@ class ImageSkips(EncoderDecoder):
 class StemEncoder(nn.Module):
     """A UNet's encoder on the image, and Vision Mamba on its coarsest maps.
 
-    Each token is one cell of those maps, seen through three more blocks of convolutions than a
-    patch of raw pixels is, so that small networks learn from few images.
+    Each token is one pixel of those maps, seen through four blocks of convolutions and three
+    halvings, instead of a patch of the image.
 
     Args:
         in_channels: Channels of the image.
         features: Channels of the convolutions at full, 1/2, 1/4 and 1/8 size.
-        encoder: (b, features[-1], y / 16, x / 16) -> list of (b, embed_dim, y / 16, x / 16).
+        encoder: Takes maps of features[-1] channels at 1/16 size, with patches of one pixel.
+
+    Attributes:
+        channels: Channels of each returned map.
+        strides: Pixels per cell of each returned map.
     """
 
-    def __init__(self, in_channels: int, features: Sequence[int], encoder: nn.Module) -> None:
+    def __init__(self, in_channels: int, features: Sequence[int], encoder: VimEncoder) -> None:
         super().__init__()
         self.stem = Encoder(in_channels, features)
         self.norm = InstanceNorm()
         self.tokens = encoder
+        self.channels = (*features, *encoder.channels)
+        self.strides = (1, 2, 4, 8, 16)
 
     def forward(self, image: Tensor) -> list[Tensor]:
-        """Return the maps of the convolutions, coarse to fine, then those of the tokens."""
+        """Map (b, in_channels, y, x) to the maps of the convolutions, fine to coarse, and tokens.
+
+        The i-th map is (b, channels[i], y / strides[i], x / strides[i]).
+        """
         maps, skips = self.stem(channels_last(image))
-        return [*skips, *self.tokens(self.norm(maps))]
+        return [*skips[::-1], *self.tokens(self.norm(maps))]
 
 
 class StemSkips(EncoderDecoder):
-    """The side path of a UNet: the encoder's convolutions, at 1/8, 1/4, 1/2 and full size.
-
-    The encoder is a `StemEncoder` with the widths of this decoder.
-    """
+    """The side path of a UNet: the convolutions of the encoder, a `StemEncoder` of equal widths."""
 
     def _build_side_path(self, in_channels: int, embed_dim: int, upsampling: str) -> int:
         return self.features[-1]
 
     def _side_path(self, image: Tensor, grids: list[Tensor]) -> list[Tensor]:
-        return grids[:4]
+        return grids[3::-1]
 
 
 @dataclass(frozen=True)
@@ -379,13 +386,14 @@ def vim_unet(
             for "default", which interpolates it to the image; 1024 for the published variants,
             whose square it is.
         drop_path_rate: Probability of leaving out the last layer in training, less before it.
-        features: Channels of the decoder at 1/16, 1/8, 1/4, 1/2 and all of the image's size; the
-            published ones unless "default".
+        features: Channels of the decoder at 1/16, 1/8, 1/4, 1/2 and all of the image's size, the
+            last four also those of the stem; the published ones unless "default".
         num_classes: Size of the classification head that published checkpoints carry unused.
 
     Raises:
         ValueError: If `variant` is unknown, or has neither skip connections nor stem, both are
-            asked for, or `image_size` is no multiple of 16.
+            asked for, `image_size` is no multiple of 16, `features` are not five, or `depth` is
+            less than 3 with skip connections.
 
     Source:
         Archit & Pape 2024, https://arxiv.org/abs/2404.07705, and torch-em's `get_vimunet_model`
@@ -399,7 +407,11 @@ def vim_unet(
         )
     if variant == "default" and conv_stem:
         size, widths = image_size or 512, tuple(features)[:0:-1]
-        if size % PATCH_SIZE:
+        if len(features) != len(FEATURES):
+            raise ValueError(
+                f"`features` must name {len(FEATURES)} numbers of channels, got {list(features)}."
+            )
+        if size < PATCH_SIZE or size % PATCH_SIZE:
             raise ValueError(f"`image_size` must be a multiple of {PATCH_SIZE}, got {size}.")
         stem = StemEncoder(
             in_channels,

@@ -36,8 +36,8 @@ class VimEncoder(nn.Module):
 
     Args:
         in_channels: Channels of the image.
-        image_size: Side of the image the positions are learnt for, in pixels; divisible by
-            `patch_size`.
+        image_size: Side of the image the positions are learnt for, in pixels (of what `forward`
+            takes); divisible by `patch_size`.
         embed_dim: Channels of the tokens.
         depth: Number of layers.
         rope: Rotate all tokens by their position before each layer. The sum r is rotated, so turns
