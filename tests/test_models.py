@@ -465,3 +465,11 @@ def test_relative_positions_are_query_minus_key():
     table = torch.arange(5.0)[:, None]  # offsets -2 ... 2
     assert _relative(table, 3)[:, :, 0].tolist() == [[2, 1, 0], [3, 2, 1], [4, 3, 2]]
     assert _relative(table, 2)[1, 0] > _relative(table, 2)[0, 0] > _relative(table, 2)[0, 1]
+
+
+def test_a_stem_gives_its_maps_fine_to_coarse():
+    network = build_model("vim_n", depth=1).eval()
+    maps = network.encoder(torch.randn(1, 1, 48, 32))
+    expected = zip(network.encoder.channels, network.encoder.strides, strict=True)
+    assert [tuple(m.shape) for m in maps] == [(1, c, 48 // s, 32 // s) for c, s in expected]
+    assert network.encoder.strides == (1, 2, 4, 8, 16)

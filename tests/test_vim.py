@@ -88,11 +88,16 @@ def identity_tokens(encoder: VimEncoder, image: Tensor) -> tuple[Tensor, Tensor]
         ({}, (48, 112)),
         ({"class_token": "front"}, (64, 64)),
         ({"class_token": "middle"}, (64, 64)),
+        ({"patch_size": 1, "image_size": 4}, (5, 3)),
+        ({"patch_size": 8}, (24, 40)),
     ],
 )
 def test_each_patch_comes_back_at_its_own_place(options, shape):
-    grid, patches = identity_tokens(small_encoder(**options), torch.randn(2, 1, *shape))
-    assert grid.shape == (2, 16, shape[0] // 16, shape[1] // 16)
+    encoder = small_encoder(**options)
+    grid, patches = identity_tokens(encoder, torch.randn(2, 1, *shape))
+    side = options.get("patch_size", 16)
+    assert encoder.strides == (side,)
+    assert grid.shape == (2, 16, shape[0] // side, shape[1] // side)
     torch.testing.assert_close(grid, patches)
 
 
