@@ -11,7 +11,7 @@ from vimunet.data.folder import find_pairs
 from vimunet.evaluation import evaluate
 from vimunet.prediction import predict
 
-LEAST = {"neurites": 0.18, "nuclei": 0.48, "phase": 0.3}
+LEAST = {"neurites": 0.19, "nuclei": 0.48, "phase": 0.48}
 """Mean mSA on the shipped test images, a little below what the card says."""
 
 
