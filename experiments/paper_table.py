@@ -108,12 +108,11 @@ PUBLISHED = {
 def main() -> None:
     flags = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     commands = flags.add_subparsers(dest="command", required=True)
-    command = commands.add_parser("time", help="measure the seconds per iteration")
-    command.add_argument("--stand-in", type=Path, required=True, help="folder with the stand-ins")
-    command.add_argument("--runs", type=Path, required=True, help="folder of all runs")
+    time = commands.add_parser("time", help="measure the seconds per iteration")
     command = commands.add_parser("train", help="make the runs that are missing")
-    command.add_argument("--stand-in", type=Path, required=True, help="folder with the stand-ins")
-    command.add_argument("--runs", type=Path, required=True, help="folder of all runs")
+    for reader in (time, command):
+        reader.add_argument("--stand-in", type=Path, required=True, help="folder of the stand-ins")
+        reader.add_argument("--runs", type=Path, required=True, help="folder of all runs")
     command.add_argument("--minutes", type=float, default=20.0, help="of each network")
     command.add_argument("--only", nargs="+", choices=[run.name for run in RUNS], metavar="NAME")
     command = commands.add_parser("report", help="write the table and the figure")
@@ -201,15 +200,15 @@ def train(run: Run, folder: Path, stand_in: Path, iterations: int) -> None:
 def report(runs: Path, output: Path) -> None:
     """Write `paper_table.md`, `paper_table.png` and the summary of each run."""
     groups: dict[tuple[str, str], dict[str, list[dict[str, Any]]]] = {}
+    seconds = measured_seconds(runs)
     for run in RUNS:
         if is_done(runs / run.name):
-            seconds = measured_seconds(runs)[run.model]
             text = (runs / run.name / "scores" / "summary.json").read_text()
             with replacing(output / "paper_table" / f"{run.name}.json") as temporary:
                 temporary.write_text(text)
             group = groups.setdefault((run.data, run.form), defaultdict(list))
             group[run.model].append(
-                json.loads(text) | memory(runs / run.name) | {"seconds": seconds}
+                json.loads(text) | memory(runs / run.name) | {"seconds": seconds[run.model]}
             )
     lines = [line for key, models in groups.items() for line in section(key, models)]
     with replacing(output / "paper_table.md") as temporary:

@@ -288,8 +288,8 @@ class ImageSkips(EncoderDecoder):
 class StemEncoder(nn.Module):
     """A UNet's encoder on the image, and Vision Mamba on its coarsest maps.
 
-    Each token is one pixel of those maps, seen through four blocks of convolutions and three
-    halvings, instead of a patch of the image.
+    Each token is one pixel of those maps, seen through four blocks of convolutions, each halved,
+    instead of a patch of the image.
 
     Args:
         in_channels: Channels of the image.

@@ -181,10 +181,9 @@ class VimEncoder(nn.Module):
 
     def _positions(self, height: int, width: int) -> Tensor:
         """Return the position embedding (1, l, embed_dim) of a grid of height x width tokens."""
-        grid = self.grid
-        if self.class_index is not None or (height, width) == (grid, grid):
+        if self.class_index is not None or (height, width) == (self.grid, self.grid):
             return self.pos_embed
-        positions = self.pos_embed.transpose(1, 2).unflatten(2, (grid, grid))
+        positions = self.pos_embed.transpose(1, 2).unflatten(2, (self.grid, self.grid))
         positions = functional.interpolate(
             positions, (height, width), mode="bicubic", align_corners=False
         )
