@@ -25,8 +25,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+sys.path.insert(0, str(Path(__file__).resolve().parent / "benchmark"))
+
 import numpy as np
 from matplotlib.figure import Figure
+from published import published_scores
 
 from vimunet.files import replacing
 from vimunet.models import build_model
@@ -62,7 +65,17 @@ class Run:
         return HERE / {"em": "cremi", "phase": "livecell"}[self.data]
 
 
-MODELS = ("unet", "unetr_b", "vim_t", "vim_s", "vmunet", "umamba_bot")
+MODELS = {
+    "unet": "UNet",
+    "unetr_b": "UNETR Base",
+    "vim_t": "ViM-UNet Tiny",
+    "vim_s": "ViM-UNet Small",
+    "vmunet": "",
+    "umamba_bot": "U-Mamba Bot",
+    "vim_n": "",
+}
+"""The networks, and what the paper calls those that it has."""
+
 RUNS = [
     *(Run("em", "boundaries", model) for model in MODELS),
     *(Run("em", "boundaries", model, seed) for model in ("unet", "vim_t") for seed in (1, 2)),
@@ -85,24 +98,8 @@ images. Brackets: central 95 % over images (bootstrap); ±: standard deviation o
 VALIDATION_INTERVAL = 400
 """Also that of saving, so that an interrupted run loses little. Scored is the last iteration."""
 
-PUBLISHED = {
-    ("em", "boundaries"): {
-        "unet": 0.354,
-        "unetr_b": 0.285,
-        "vim_t": 0.518,
-        "vim_s": 0.530,
-        "umamba_bot": 0.471,
-    },
-    ("phase", "boundaries"): {
-        "unet": 0.372,
-        "unetr_b": 0.110,
-        "vim_t": 0.269,
-        "vim_s": 0.274,
-        "umamba_bot": 0.234,
-    },
-    ("phase", "distances"): {"unet": 0.429, "unetr_b": 0.145, "vim_t": 0.381, "vim_s": 0.397},
-}
-"""mSA after 100,000 iterations on CREMI and LIVECell: figure 2 of Archit & Pape 2024."""
+PAPER = {"em": "CREMI", "phase": "LIVECell"}
+"""The paper's data for which each stand-in stands in."""
 
 
 def main() -> None:
@@ -232,6 +229,7 @@ def section(key: tuple[str, str], models: dict[str, list[dict[str, Any]]]) -> It
     yield f"| {' | '.join(header)} |"
     yield f"|{'---|' * len(header)}"
     ceiling = 0.0
+    paper = published(key)
     for model, summaries in models.items():
         first = summaries[0]
         args = first["network"]["model_args"]
@@ -250,11 +248,18 @@ def section(key: tuple[str, str], models: dict[str, list[dict[str, Any]]]) -> It
             spread([summary["val"]["tuned"]["mSA"] for summary in summaries]),
             scores(summaries),
             f"{first['test']['median_seconds_per_image']:.2f}",
-            shown(PUBLISHED[key][model]) if model in PUBLISHED[key] else "",
+            shown(paper[model]) if model in paper else "",
         )
         yield f"| {' | '.join(cells)} |"
     commits = {summary["info"]["commit"][:7] for runs in models.values() for summary in runs}
     yield f"\nCeiling of the test images: {shown(ceiling)}. Commit {', '.join(sorted(commits))}."
+
+
+def published(key: tuple[str, str]) -> dict[str, float]:
+    """Look up the paper's mSA of each network that it has."""
+    data, form = key
+    scores = published_scores(PAPER[data], form)
+    return {model: scores[name] for model, name in MODELS.items() if name in scores}
 
 
 def scores(summaries: Sequence[dict[str, Any]]) -> str:
@@ -287,12 +292,13 @@ def draw(groups: dict[tuple[str, str], dict[str, list[dict[str, Any]]]], picture
     figure = Figure(figsize=(4 * max(1, len(groups)), 3.5), layout="constrained")
     panels = figure.subplots(1, max(1, len(groups)), sharey=True, squeeze=False)[0]
     for axes, (key, models) in zip(panels, groups.items(), strict=False):
+        paper = published(key)
         for place, (model, summaries) in enumerate(models.items()):
             values = [summary["test"]["tuned"]["mSA"] for summary in summaries]
             axes.bar(place, statistics.mean(values), color="C0", width=0.6)
             axes.plot([place] * len(values), values, "k.", markersize=4)
-            if model in PUBLISHED[key]:
-                axes.plot(place, PUBLISHED[key][model], "C1D", markersize=6)
+            if model in paper:
+                axes.plot(place, paper[model], "C1D", markersize=6)
         axes.set(xticks=range(len(models)), title=f"{key[0]}, {key[1]}", ylim=(0, 1))
         axes.set_xticklabels(list(models), rotation=45, ha="right")
     panels[0].set_ylabel("mSA; diamonds: published, full data")
