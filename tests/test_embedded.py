@@ -7,9 +7,10 @@ import pytest
 from safetensors import safe_open
 
 from vimunet.checkpoint import WEIGHTS, embedded_models, load_model
+from vimunet.data.augmentation import resize
 from vimunet.data.folder import find_pairs
 from vimunet.evaluation import evaluate
-from vimunet.prediction import predict
+from vimunet.prediction import predict, segment
 
 LEAST = {"neurites": 0.19, "nuclei": 0.48, "phase": 0.48}
 """Mean mSA on the shipped test images, a little below what the card says."""
@@ -70,3 +71,15 @@ def test_good_on_images_they_never_saw_and_in_bfloat16_too(samples):
         ]
     assert len(changes) == 39
     assert abs(np.mean(changes)) <= 0.005
+
+
+def test_scale_makes_up_for_cells_that_are_too_small(samples):
+    model = load_model("phase")
+    folder = samples / "phase" / "test"
+    scores = {1: [], 2: []}
+    for sample in find_pairs(folder / "images", folder / "labels"):
+        image, annotated = sample.read()
+        small, labels = resize(np.float32(image)[None], annotated, (256, 256))
+        for scale, row in scores.items():
+            row.append(evaluate(segment(small[0], model, scale=scale), labels)["mSA"])
+    assert np.mean(scores[2]) > np.mean(scores[1]) + 0.1

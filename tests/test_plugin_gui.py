@@ -354,6 +354,7 @@ def test_progress_of_tiles_and_options(viewer, widget, cells, qtbot):
     viewer.add_image(np.tile(cells, (3, 3)))
     widget.segment.tile_size.setValue(128)
     widget.segment.halo.setValue(16)
+    widget.segment.scale.setValue(1.5)
     widget.segment.precision.setCurrentText("float32")
     texts = []
     show = widget.tasks._show
@@ -370,6 +371,7 @@ def test_progress_of_tiles_and_options(viewer, widget, cells, qtbot):
     assert done[-1] == texts[-1][1] > 4
     options = widget.session.source(widget.labels.layer).options
     assert (options.tile_size, options.halo, options.precision) == (128, 16, "float32")
+    assert options.scale == 1.5
 
 
 # Robust against what happens meanwhile

@@ -87,12 +87,14 @@ def test_missing_pixels_are_read_as_the_mean_of_the_others():
         Planes(np.full((2, 2), np.nan)).plane(()).fill_missing()
 
 
-def test_prediction_is_that_of_vimunet(model, rng):
+@pytest.mark.parametrize("scale", [1, 1.5])
+def test_prediction_is_that_of_vimunet(model, rng, scale):
     image = rng.normal(size=(40, 50)).astype(np.float32)
+    options = PredictionOptions(scale=scale)
     maps = predict_plane(
-        Planes(image).plane(()), model, PredictionOptions(), lambda *_: None, threading.Event()
+        Planes(image).plane(()), model, options, lambda *_: None, threading.Event()
     )
-    assert np.array_equal(maps.maps, vimunet.predict(image, model))
+    assert np.array_equal(maps.maps, vimunet.predict(image, model, scale=scale))
     assert maps.missing is None
 
 

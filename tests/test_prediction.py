@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 import zarr
+from PIL import Image
 from torch import nn
 
 from vimunet import prediction
@@ -199,6 +200,54 @@ def test_identity_network_returns_each_pixel_at_its_place(image, tile_size, halo
     network = Fake(stride=8)
     maps = predict(image, wrap(network), tile_size=tile_size, halo=halo, batch_size=batch_size)
     np.testing.assert_allclose(maps[0], sigmoid(normalize(image)[0]), atol=1e-6)
+
+
+@pytest.mark.parametrize(("scale", "seen"), [(2, (200, 146)), (0.5, (50, 36)), (1.3, (130, 95))])
+def test_network_sees_the_magnified_image_and_maps_have_the_size_of_the_image(scale, seen):
+    y, x = np.mgrid[:100, :73]
+    image = np.sin(y / 12) + np.cos(x / 9)
+    network = Fake()
+    maps = predict(image, wrap(network), scale=scale)
+    assert network.seen == [(1, 1, *seen)]
+    assert maps.shape == (1, 100, 73)
+    expected = sigmoid(normalize(image)[0])
+    inner = (slice(5, -5), slice(5, -5))  # where it ends, a line has no neighbour to interpolate to
+    np.testing.assert_allclose(maps[0][inner], expected[inner], atol=0.02)
+
+
+def test_magnified_image_is_that_of_pillow():
+    rng = np.random.default_rng(0)
+    image = rng.normal(size=(40, 30)).astype(np.float32)
+    for scale in (0.4, 2.5):
+        seen = []
+        network = Fake()
+        network.logits = lambda image, seen=seen: seen.append(image) or image
+        predict(image, wrap(network), scale=scale)
+        size = (round(30 * scale), round(40 * scale))
+        resized = Image.fromarray(image).resize(size, Image.Resampling.BILINEAR)
+        np.testing.assert_allclose(seen[0][0, 0], normalize(np.asarray(resized))[0], atol=1e-4)
+
+
+def test_magnified_maps_stay_maps():
+    network = Fake()
+    network.logits = lambda image: 100 * image.sign()
+    maps = predict(np.random.default_rng(0).normal(size=(97, 101)), wrap(network), scale=1.7)
+    assert maps.min() >= 0
+    assert maps.max() <= 1  # also where rounding leads past it
+
+
+def test_magnified_lazy_image_in_colour_and_in_tiles():
+    image = np.random.default_rng(0).integers(0, 255, (90, 70, 3), dtype=np.uint8)
+    model = wrap(Fake(3, 3))
+    whole = predict(image, model, scale=2)
+    options = {"scale": 2, "tile_size": 64, "halo": 8}
+    np.testing.assert_allclose(predict(zarr.array(image), model, **options), whole, atol=1e-6)
+
+
+@pytest.mark.parametrize("scale", [0, -1, 17, np.nan])
+def test_scale_out_of_range(image, scale):
+    with pytest.raises(ValueError, match=f"`scale` must be from 1/16 to 16, got {scale}"):
+        predict(image, wrap(Fake()), scale=scale)
 
 
 @pytest.mark.parametrize(

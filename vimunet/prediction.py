@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.nn import functional
 
 from vimunet.data.crops import to_channels
 from vimunet.models.compiled import bfloat16_is_fast, memory_kept
@@ -159,7 +160,8 @@ class _Pixels:
         if in_channels is None:
             in_channels = 1 if len(image.shape) == 2 else image.shape[2]
         self.in_channels = in_channels
-        self.offset, self.scale = self._statistics(normalization)
+        self.normalization = normalization
+        self.offset, self.spread = self._statistics(normalization)
 
     def _channels(self, box: Box) -> np.ndarray:
         return to_channels(np.asarray(self.image[box]), self.in_channels)
@@ -207,17 +209,25 @@ class _Pixels:
             rows_columns.append(index - first)
         channels = self._channels((inside[0], inside[1]))
         shifted = channels.astype(np.float64) - self.offset
-        standardised = (shifted / (self.scale + 1e-7)).astype(np.float32)
+        standardised = (shifted / (self.spread + 1e-7)).astype(np.float32)
         rows, columns = rows_columns
         if standardised.shape[1:] == (len(rows), len(columns)):
             return standardised
         return standardised[:, rows[:, None], columns[None, :]]
+
+    def magnified(self, factor: float) -> _Pixels:
+        """Read the whole image and give it another size, of at least one pixel."""
+        height, width = self.shape
+        size = (max(1, round(height * factor)), max(1, round(width * factor)))
+        planes = _resize(self.read((slice(0, height), slice(0, width))), size)
+        return _Pixels(np.moveaxis(planes, 0, 2), self.in_channels, self.normalization)
 
 
 def predict(
     image: Any,
     model: TrainedModel,
     *,
+    scale: float = 1.0,
     tile_size: int | None = None,
     halo: int = 64,
     batch_size: int = 1,
@@ -232,6 +242,10 @@ def predict(
             indexed like one (Zarr, HDF5, Dask), which is then read piece by piece.
         model: Network, representation and normalisation, from `load_model`. The network is used
             in eval mode; it is given back in the mode and on the device in which it came.
+        scale: How much the network sees the image magnified, 1/16 to 16: 2 where objects are half
+            as large as those that the model was trained on. The maps get the size of the image
+            again. Other than 1, the whole image is held in memory at that size; tiles and halo
+            are of the magnified image.
         tile_size: Side of a tile in pixels, without the halo. None: images of up to 1024 x 1024
             pixels in one piece, larger ones in tiles of this size with their halo, or of the
             largest size that the network takes. An image that fits into one tile with its halo is
@@ -252,8 +266,9 @@ def predict(
         (m, y, x) float32 maps in [0, 1], in the order of `model.representation.channels`.
 
     Raises:
-        ValueError: If the image is empty, has NaN or the wrong number of channels, if the tile
-            is too small or too large for the network, or the output is not finite.
+        ValueError: If the image is empty, has NaN or the wrong number of channels, if the scale
+            is out of its range, the tile too small or too large for the network, or the output
+            not finite.
         TypeError: If the pixels are not real numbers.
 
     Source:
@@ -269,9 +284,17 @@ def predict(
         )
     if batch_size < 1:
         raise ValueError(f"`batch_size` must be at least 1, got {batch_size}.")
+    if not 1 / 16 <= scale <= 16:
+        raise ValueError(
+            f"`scale` must be from 1/16 to 16, got {scale}. It is the size of the objects in the "
+            "training images over their size here."
+        )
     run_device = _choose_device(device, network)
     dtype = _choose_precision(precision, run_device)
     pixels = _Pixels(image, network.in_channels, model.normalization)
+    shape = pixels.shape
+    if scale != 1:
+        pixels = pixels.magnified(scale)
     tile_size = _choose_tile_size(pixels.shape, tile_size, halo, network.stride, network.max_size)
     tiles = tile_slices(pixels.shape, tile_size, halo, network.stride)
 
@@ -296,7 +319,7 @@ def predict(
                 maps[(slice(None), *tile.inner)] = output[(slice(None), *inner)]
             if progress is not None:
                 progress(start + len(batch), len(tiles))
-    return maps
+    return maps if scale == 1 else _resize(maps, shape).clip(0, 1)  # rounding leads past
 
 
 def segment(image: Any, model: TrainedModel, **options: Any) -> np.ndarray:
@@ -305,7 +328,7 @@ def segment(image: Any, model: TrainedModel, **options: Any) -> np.ndarray:
     Args:
         image: (y, x) or (y, x, c), any size and any real type; see `predict`.
         model: Network, representation and normalisation, from `load_model`.
-        **options: Keywords of `predict`: `tile_size`, `halo`, `batch_size`, `device`,
+        **options: Keywords of `predict`: `scale`, `tile_size`, `halo`, `batch_size`, `device`,
             `precision`, `progress`.
 
     Returns:
@@ -437,3 +460,9 @@ def _reflect(index: np.ndarray, length: int) -> np.ndarray:
     period = max(2 * (length - 1), 1)
     index = index % period
     return np.minimum(index, period - index) if length > 1 else np.zeros_like(index)
+
+
+def _resize(planes: np.ndarray, size: tuple[int, int]) -> np.ndarray:
+    """Interpolate (c, y, x) float32 linearly; where it shrinks, over all pixels that are merged."""
+    batch = torch.from_numpy(planes)[None]
+    return functional.interpolate(batch, size, mode="bilinear", antialias=True)[0].numpy()

@@ -4,7 +4,7 @@ from typing import Any
 
 import numpy as np
 from qtpy.QtCore import Qt
-from qtpy.QtWidgets import QSpinBox, QToolButton, QVBoxLayout, QWidget
+from qtpy.QtWidgets import QDoubleSpinBox, QSpinBox, QToolButton, QVBoxLayout, QWidget
 
 from napari_vimunet._controls import button, choice, form, guarded, note
 from napari_vimunet._tasks import Task
@@ -43,6 +43,14 @@ class SegmentTab(QWidget):
             "bfloat16",
             "float16",
         )
+        self.scale = QDoubleSpinBox()
+        self.scale.setRange(0.1, 10)
+        self.scale.setSingleStep(0.1)
+        self.scale.setValue(1)
+        self.scale.setToolTip(
+            "How much the network sees the image magnified: 2 where objects are half as large as "
+            "those that the model was trained on. A model that learnt from your image needs 1"
+        )
         self.tile_size = QSpinBox()
         self.tile_size.setRange(0, 8192)
         self.tile_size.setSingleStep(128)
@@ -65,6 +73,7 @@ class SegmentTab(QWidget):
         for name, control in (
             ("Device", self.device),
             ("Precision", self.precision),
+            ("Scale", self.scale),
             ("Tile size", self.tile_size),
             ("Halo", self.halo),
         ):
@@ -194,6 +203,7 @@ class SegmentTab(QWidget):
             self.halo.value(),
             self.device_name,
             self.precision.currentText(),
+            self.scale.value(),
         )
         run = _Run(host, layer, planes, box, choice, options, indices)
         host.tasks.run("Segment", run.work, run.finish, run.show_plane)

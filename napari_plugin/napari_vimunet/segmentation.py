@@ -28,6 +28,7 @@ class PredictionOptions:
     halo: int = 64
     device: str = "auto"
     precision: str = "auto"
+    scale: float = 1.0
 
 
 @dataclass(frozen=True)
@@ -84,6 +85,7 @@ def predict_plane(
         maps = vimunet.predict(
             plane,
             model,
+            scale=options.scale,
             tile_size=options.tile_size,
             halo=options.halo,
             device=options.device,

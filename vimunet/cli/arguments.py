@@ -106,6 +106,13 @@ def add_labelled_pixels_only(
 def add_prediction_options(command: argparse.ArgumentParser) -> None:
     """Add how a network is run, to be read by `prediction_options`."""
     command.add_argument(
+        "--scale",
+        type=float,
+        default=1.0,
+        help="how much the network sees the image magnified, e.g. 2 where objects are half as "
+        "large as in the training images (default: %(default)s)",
+    )
+    command.add_argument(
         "--tile-size", type=int, help="of large images, in pixels without halo (default: auto)"
     )
     command.add_argument(
@@ -125,5 +132,5 @@ def add_prediction_options(command: argparse.ArgumentParser) -> None:
 
 def prediction_options(options: argparse.Namespace) -> dict[str, Any]:
     """Pick the arguments of `vimunet.predict`."""
-    names = ("tile_size", "halo", "batch_size", "device", "precision")
+    names = ("scale", "tile_size", "halo", "batch_size", "device", "precision")
     return {name: getattr(options, name) for name in names}
