@@ -21,6 +21,7 @@ ALLOWED = {
         "postprocessing",
         "representation",
     },
+    "blockwise": {"checkpoint", "files", "prediction", "stitching", "volumes"},
     "checkpoint": {"files", "models", "representation"},
     "comparison": {
         "bridges",
@@ -33,7 +34,7 @@ ALLOWED = {
         "postprocessing",
         "representation",
     },
-    "data": {"data"},
+    "data": {"data", "volumes"},
     "evaluation": {"data", "files", "matching", "representation"},
     "files": set(),
     "losses": {"representation"},
@@ -44,6 +45,7 @@ ALLOWED = {
     "prediction": {"checkpoint", "data", "models", "representation"},
     "representation": {"postprocessing"},
     "semantic_evaluation": {"data", "evaluation", "representation"},
+    "stitching": {"matching"},
     "training": {
         "checkpoint",
         "data",

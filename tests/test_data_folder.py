@@ -15,6 +15,7 @@ from PIL import Image
 
 from vimunet.data import folder
 from vimunet.data.folder import find_pairs, list_images, read_image, read_labels
+from vimunet.volumes import write_ome_zarr_labels
 
 GREY = np.arange(5 * 7, dtype=np.uint8).reshape(5, 7)
 COLOUR = np.arange(5 * 7 * 3, dtype=np.uint8).reshape(5, 7, 3)
@@ -89,6 +90,30 @@ def test_big_endian_numbers_become_native(tmp_path, suffix):
 def test_zarr_versions(tmp_path, version):
     zarr.save_array(str(tmp_path / "cell.zarr"), COLOUR, zarr_format=version)
     np.testing.assert_array_equal(read_image(tmp_path / "cell.zarr"), COLOUR)
+
+
+def test_ome_zarr_is_read_as_it_declares_itself(tmp_path):
+    image, labels = np.arange(2 * 3 * 5 * 7).reshape(2, 3, 5, 7), np.arange(3 * 5 * 7)
+    group = zarr.open_group(str(tmp_path / "images" / "cell.ome.zarr"), mode="w")
+    for level in ("fine", "coarse"):
+        array = group.create_array(level, shape=(1, *image.shape), dtype=image.dtype)
+        array[0] = image * (level == "fine")
+    axes = [{"name": name} for name in "tczyx"]
+    datasets = [{"path": name, "coordinateTransformations": []} for name in ("fine", "coarse")]
+    group.attrs["ome"] = {"multiscales": [{"axes": axes, "datasets": datasets}]}
+    write_ome_zarr_labels(tmp_path / "labels" / "cell.ome.zarr", labels.reshape(3, 5, 7))
+    expected = np.moveaxis(image, 0, -1)
+    found = read_image(tmp_path / "images" / "cell.ome.zarr")
+    np.testing.assert_array_equal(found, expected)
+    np.testing.assert_array_equal(
+        read_image(tmp_path / "images" / "cell.ome.zarr", "coarse"), 0 * image
+    )
+    samples = find_pairs(tmp_path / "images", tmp_path / "labels")
+    for z, sample in enumerate(samples):
+        pixels, annotated = sample.read()
+        np.testing.assert_array_equal(pixels, expected[z])
+        np.testing.assert_array_equal(annotated, labels.reshape(3, 5, 7)[z])
+    assert len(samples) == 3
 
 
 def test_keys_in_zarr_groups_and_hdf5(tmp_path):

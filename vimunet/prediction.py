@@ -13,6 +13,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from copy import copy
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 import numpy as np
@@ -137,15 +138,28 @@ def normalize(image: Any, in_channels: int | None = None) -> np.ndarray:
         Archit & Pape 2024, https://arxiv.org/abs/2404.07705, standardise with
         (x - mean) / (std + 1e-7), as done here.
     """
-    pixels = _Pixels(image, in_channels, "image")
+    pixels = Pixels(image, in_channels, "image")
     height, width = pixels.shape
     return pixels.read((slice(0, height), slice(0, width)))
 
 
-class _Pixels:
-    """An image that is read in pieces: as channels, normalised, reflected past its end."""
+class Pixels:
+    """An image that is standardised as a whole and read in pieces.
 
-    def __init__(self, image: Any, in_channels: int | None, normalization: str):
+    Args:
+        image: (y, x) or (y, x, c) array, or anything indexed like one; see `predict`.
+        in_channels: Number of channels wanted; None keeps those of the image.
+        normalization: One of `NORMALIZATIONS`, or None to leave the numbers as they are.
+
+    Attributes:
+        shape: (y, x) in pixels.
+
+    Raises:
+        ValueError: If the image is empty, contains NaN or infinity, or has the wrong shape.
+        TypeError: If the pixels are not real numbers.
+    """
+
+    def __init__(self, image: Any, in_channels: int | None, normalization: str | None):
         if not hasattr(image, "shape") or not hasattr(image, "dtype"):
             image = np.asarray(image)
         if len(image.shape) not in (2, 3) or 0 in image.shape:
@@ -160,18 +174,20 @@ class _Pixels:
         if in_channels is None:
             in_channels = 1 if len(image.shape) == 2 else image.shape[2]
         self.in_channels = in_channels
-        self.normalization = normalization
+        self.origin = (0, 0)
         self.offset, self.spread = self._statistics(normalization)
 
     def _channels(self, box: Box) -> np.ndarray:
         return to_channels(np.asarray(self.image[box]), self.in_channels)
 
-    def _statistics(self, normalization: str) -> tuple[Any, Any]:
+    def _statistics(self, normalization: str | None) -> tuple[Any, Any]:
         """Return what `normalization` subtracts and divides by, block by block.
 
         Both are numbers, or (c, 1, 1) arrays. Sums are taken relative to the first pixel: exact for
         a constant image, and no cancellation for an image with a large offset.
         """
+        if normalization is None:
+            return 0.0, 1.0
         height, width = self.shape
         apart = normalization == "channel"
         axes = (1, 2) if apart else None
@@ -200,12 +216,12 @@ class _Pixels:
         return origin + mean, np.maximum(squares / count - mean**2, 0.0) ** 0.5
 
     def read(self, box: Box) -> np.ndarray:
-        """(c, y, x) float32, normalised; `box` may reach past the end of the image."""
+        """(c, y, x) float32, normalised; past its end, the image is reflected."""
         inside, rows_columns = [], []
-        for part, length in zip(box, self.shape, strict=True):
+        for part, length, origin in zip(box, self.shape, self.origin, strict=True):
             index = _reflect(np.arange(part.start, part.stop), length)
             first, last = int(index.min()), int(index.max())
-            inside.append(slice(first, last + 1))
+            inside.append(slice(origin + first, origin + last + 1))
             rows_columns.append(index - first)
         channels = self._channels((inside[0], inside[1]))
         shifted = channels.astype(np.float64) - self.offset
@@ -215,18 +231,31 @@ class _Pixels:
             return standardised
         return standardised[:, rows[:, None], columns[None, :]]
 
-    def magnified(self, factor: float) -> _Pixels:
-        """Read the whole image and give it another size, of at least one pixel."""
+    def part(self, region: Box) -> Pixels:
+        """Take a region for the image, with the statistics of the whole."""
+        for piece, length in zip(region, self.shape, strict=True):
+            if not 0 <= piece.start < piece.stop <= length:
+                raise ValueError(
+                    f"`region` must lie in the image of {self.shape} pixels, got {region}."
+                )
+        part = copy(self)
+        part.origin = (self.origin[0] + region[0].start, self.origin[1] + region[1].start)
+        part.shape = (region[0].stop - region[0].start, region[1].stop - region[1].start)
+        return part
+
+    def magnified(self, factor: float) -> Pixels:
+        """Read everything and give it another size, of at least one pixel."""
         height, width = self.shape
         size = (max(1, round(height * factor)), max(1, round(width * factor)))
         planes = _resize(self.read((slice(0, height), slice(0, width))), size)
-        return _Pixels(np.moveaxis(planes, 0, 2), self.in_channels, self.normalization)
+        return Pixels(np.moveaxis(planes, 0, 2), self.in_channels, normalization=None)
 
 
 def predict(
     image: Any,
     model: TrainedModel,
     *,
+    region: Box | None = None,
     scale: float = 1.0,
     tile_size: int | None = None,
     halo: int = 64,
@@ -239,9 +268,12 @@ def predict(
 
     Args:
         image: (y, x) or (y, x, c) of any size and any real type: an array, or anything that is
-            indexed like one (Zarr, HDF5, Dask), which is then read piece by piece.
+            indexed like one (Zarr, HDF5, Dask), which is then read piece by piece; or `Pixels`,
+            to predict several regions of an image whose statistics are known already.
         model: Network, representation and normalisation, from `load_model`. The network is used
             in eval mode; it is given back in the mode and on the device in which it came.
+        region: Rows and columns to predict, as slices with start and stop inside the image; None:
+            all. The image is standardised as a whole all the same.
         scale: How much the network sees the image magnified, 1/16 to 16: 2 where objects are half
             as large as those that the model was trained on. The maps get the size of the image
             again. Other than 1, the whole image is held in memory at that size; tiles and halo
@@ -263,12 +295,13 @@ def predict(
         progress: Called as progress(done, total) after each batch, in tiles.
 
     Returns:
-        (m, y, x) float32 maps in [0, 1], in the order of `model.representation.channels`.
+        (m, y, x) float32 maps in [0, 1] of the region, in the order of
+        `model.representation.channels`.
 
     Raises:
-        ValueError: If the image is empty, has NaN or the wrong number of channels, if the scale
-            is out of its range, the tile too small or too large for the network, or the output
-            not finite.
+        ValueError: If the image is empty, has NaN or the wrong number of channels, if region or
+            scale are out of their range, the tile too small or too large for the network, or the
+            output not finite.
         TypeError: If the pixels are not real numbers.
 
     Source:
@@ -291,7 +324,11 @@ def predict(
         )
     run_device = _choose_device(device, network)
     dtype = _choose_precision(precision, run_device)
-    pixels = _Pixels(image, network.in_channels, model.normalization)
+    pixels = image
+    if not isinstance(pixels, Pixels):
+        pixels = Pixels(image, network.in_channels, model.normalization)
+    if region is not None:
+        pixels = pixels.part(region)
     shape = pixels.shape
     if scale != 1:
         pixels = pixels.magnified(scale)

@@ -163,6 +163,15 @@ def add_ome_zarr_labels(
     return path
 
 
+def is_ome_zarr(path: str | Path) -> bool:
+    """Tell whether `read_ome_zarr` can open a file."""
+    try:
+        read_ome_zarr(path)
+    except (FileNotFoundError, ValueError):
+        return False
+    return True
+
+
 def read_ome_zarr(path: str | Path) -> Volume:
     """Open an OME-Zarr image or label image; no pixel is read yet.
 

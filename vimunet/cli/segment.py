@@ -1,4 +1,4 @@
-"""`vimunet segment`: image files in, label files out."""
+"""`vimunet segment`: image files in, label files out; OME-Zarr in, OME-Zarr out, block by block."""
 
 import argparse
 import sys
@@ -42,7 +42,22 @@ def add_parser(commands: Commands) -> None:
         "--overlay", action="store_true", help="also write pictures of the labels on the image"
     )
     command.add_argument("--min-size", type=int, help="smallest object in pixels")
+    command.add_argument(
+        "--stitch-threshold",
+        type=_iou,
+        metavar="IOU",
+        help="make one object of those in neighbouring slices (z) that overlap as much, e.g. 0.2",
+    )
     command.add_argument("--key", help="data set inside HDF5, Zarr or N5 files")
+    command.add_argument("--level", type=int, help="of an OME-Zarr image, 0 is the finest")
+    command.add_argument("--channel", type=int, help="of an OME-Zarr image, from 0")
+    command.add_argument(
+        "--part",
+        type=_part,
+        metavar="K/N",
+        help="of OME-Zarr images, do the K-th of N shares, for the jobs of a cluster; run again "
+        "without it to join them",
+    )
     command.add_argument("--overwrite", action="store_true", help="replace existing results")
     add_prediction_options(command)
 
@@ -59,13 +74,15 @@ def run(options: argparse.Namespace) -> int:
         raise ValueError(f"`--model` must be chosen. {known_models()}")
     files = _input_files(options.images)
     _check_outputs(files, options)
+    _check_kinds(files, options)
     model = load_model(options.model)
-    classes = model.representation.labels_are_classes
-    if options.min_size is not None:
-        if classes:
+    for name in ("min_size", "stitch_threshold"):
+        if getattr(options, name) is not None and model.representation.labels_are_classes:
             raise ValueError(
-                f"`--min-size` must be left out: {options.model} finds classes, not objects."
+                f"`--{name.replace('_', '-')}` must be left out: {options.model} finds classes, "
+                "not objects."
             )
+    if options.min_size is not None:
         model = replace(
             model, representation=replace(model.representation, min_size=options.min_size)
         )
@@ -73,19 +90,24 @@ def run(options: argparse.Namespace) -> int:
     failed = 0
     with tqdm(files, unit="image", disable=None) as bar, memory_kept():
         for file in bar:
+            volume = _is_volume(file, options)
+            piece = "block" if volume else "tile"
 
-            def show(done: int, total: int, name: str = file.name) -> None:
-                bar.set_postfix_str(f"{name}, tile {done} of {total}")
+            def show(done: int, total: int, text: str = f"{file.name}, {piece}") -> None:
+                bar.set_postfix_str(f"{text} {done} of {total}")
 
             try:
-                found = _segment_file(file, model, options, show)
+                segment = _segment_volume if volume else _segment_file
+                found = segment(file, model, options, show)
             except Exception as error:  # whatever is wrong with one file, the others go on
                 failed += 1
                 tqdm.write(f"vimunet: {file} failed: {error}", file=sys.stderr)
             else:
-                kind = "classes besides background" if classes else "objects"
-                tqdm.write(f"{file}: {found} {kind}", file=sys.stdout)
-    print(f"{len(files) - failed} of {len(files)} images segmented into {options.output}")
+                tqdm.write(f"{file}: {found}", file=sys.stdout)
+    if options.part is None:
+        print(f"{len(files) - failed} of {len(files)} images segmented into {options.output}")
+    else:
+        print("Once all blocks are done, join them: the same command without --part.")
     return 1 if failed else 0
 
 
@@ -112,6 +134,8 @@ def _output_files(file: Path, options: argparse.Namespace) -> dict[str, Path]:
     from vimunet.data.folder import stem
 
     name, output = stem(file), options.output
+    if _is_volume(file, options):
+        return {"labels": output / f"{name.removesuffix('.ome')}.ome.zarr"}
     paths = {"labels": output / f"{name}.tif"}
     if options.save_maps:
         paths["maps"] = output / "maps" / f"{name}.tif"
@@ -147,47 +171,120 @@ def _check_outputs(files: list[Path], options: argparse.Namespace) -> None:
         )
 
 
+def _is_volume(file: Path, options: argparse.Namespace) -> bool:
+    """Tell whether a file is taken as OME-Zarr, with its axes and its pyramid."""
+    from vimunet.volumes import is_ome_zarr
+
+    return options.key is None and file.suffix.lower() == ".zarr" and is_ome_zarr(file)
+
+
+def _check_kinds(files: list[Path], options: argparse.Namespace) -> None:
+    """Refuse options that are not for what was given."""
+    volumes = [file for file in files if _is_volume(file, options)]
+    others = [file for file in files if file not in volumes]
+    for names, wrong, kind in (
+        (("save_maps", "overlay"), volumes, "images other than OME-Zarr"),
+        (("level", "channel", "part"), others, "OME-Zarr images"),
+    ):
+        for name in names:
+            value = getattr(options, name)
+            if wrong and value is not None and value is not False:
+                given = some_of([str(file) for file in wrong])
+                raise ValueError(
+                    f"`--{name.replace('_', '-')}` is for {kind}, got {given}. Leave it out."
+                )
+
+
+def _iou(text: str) -> float:
+    """Read a threshold of intersection over union."""
+    value = float(text)
+    if not 0 < value <= 1:
+        raise argparse.ArgumentTypeError(f"must be above 0 and at most 1, got {text}")
+    return value
+
+
+def _part(text: str) -> tuple[int, int]:
+    """Read K/N."""
+    number, _, count = text.partition("/")
+    if not (number.isdecimal() and count.isdecimal() and 1 <= int(number) <= int(count)):
+        raise argparse.ArgumentTypeError(f"must be K/N with 1 <= K <= N, e.g. 3/16, got {text!r}")
+    return int(number), int(count)
+
+
+def _segment_volume(
+    file: Path,
+    model: "TrainedModel",
+    options: argparse.Namespace,
+    progress: Callable[[int, int], None],
+) -> str:
+    """Segment an OME-Zarr image, or a share of its blocks; return what was done."""
+    from vimunet.blockwise import BlockwiseSegmentation
+
+    (output,) = _output_files(file, options).values()
+    volume = BlockwiseSegmentation(
+        file,
+        model,
+        output,
+        level=options.level or 0,
+        channel=options.channel,
+        **prediction_options(options),
+    )
+    missing = volume.missing()
+    if options.part is not None:
+        number, count = options.part
+        missing = [block for block in missing if block % count == number - 1]
+    volume.run(missing, progress)
+    if options.part is not None:
+        left = len(volume.missing())
+        return f"{len(volume.blocks) - left} of {len(volume.blocks)} blocks done"
+    return f"{volume.finish(options.stitch_threshold, options.overwrite)} objects"
+
+
 def _segment_file(
     file: Path,
     model: "TrainedModel",
     options: argparse.Namespace,
     progress: Callable[[int, int], None],
-) -> int:
-    """Segment one file, slice by slice if it is a stack; return how many objects or classes."""
+) -> str:
+    """Segment one file, slice by slice if it is a stack; return what was found."""
     import numpy as np
 
     from vimunet.data.folder import read_image
     from vimunet.overlay import draw_overlay
     from vimunet.prediction import predict
+    from vimunet.stitching import stitch_slices
 
     network: Any = model.network
     image = read_image(file, options.key)
     slices, stacked = _slices(image, network.in_channels)
     all_labels, all_maps = [], []
-    classes = model.representation.labels_are_classes
-    objects = 0
     for pixels in slices:
         maps = predict(pixels, model, progress=progress, **prediction_options(options))
-        labels = model.representation.decode(maps).astype(np.int64)
-        if not classes:
-            labels[labels > 0] += objects  # the objects of two slices are never the same ones
-        objects = max(objects, int(labels.max()))
-        all_labels.append(labels)
+        all_labels.append(model.representation.decode(maps))
         if options.save_maps:
             all_maps.append(maps)
+    labels = np.stack(all_labels)
+    classes = model.representation.labels_are_classes
+    if not classes:
+        labels = stitch_slices(labels, options.stitch_threshold)
     paths = _output_files(file, options)
     if options.overlay:
-        for z, (pixels, labels) in enumerate(zip(slices, all_labels, strict=True)):
+        for z, (pixels, found) in enumerate(zip(slices, labels, strict=True)):
             path = paths["overlays"] / f"z{z:03d}.png" if stacked else paths["overlay"]
-            _write_png(path, draw_overlay(pixels, labels))
+            _write_png(path, draw_overlay(pixels, found))
     if options.save_maps:
         _write_tiff(
             paths["maps"], np.stack(all_maps) if stacked else all_maps[0], "ZCYX"[not stacked :]
         )
-    dtype = np.uint16 if objects < 2**16 else np.uint32
-    labels = np.stack(all_labels) if stacked else all_labels[0]
-    _write_tiff(paths["labels"], labels.astype(dtype), "ZYX"[not stacked :])
-    return int(np.unique(labels[labels > 0]).size) if classes else objects
+    dtype = np.uint16 if labels.max() < 2**16 else np.uint32
+    _write_tiff(
+        paths["labels"],
+        (labels if stacked else labels[0]).astype(dtype),
+        "ZYX"[not stacked :],
+    )
+    if classes:
+        return f"{np.unique(labels[labels > 0]).size} classes besides background"
+    return f"{labels.max()} objects"
 
 
 def _slices(image: "np.ndarray", in_channels: int) -> tuple[list["np.ndarray"], bool]:

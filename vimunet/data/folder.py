@@ -1,13 +1,14 @@
 """Any folder of images, with or without a folder of labels of the same names.
 
-Reads TIFF, PNG, JPEG, BMP, HDF5, Zarr, N5 (with z5py) and NumPy files. How axes are told apart:
+Reads TIFF, PNG, JPEG, BMP, HDF5, Zarr, N5 (with z5py) and NumPy files; of OME-Zarr the finest
+level. How axes are told apart:
 
 - Axes of length 1 are dropped while more than two are left.
 - With labels, the labels decide: the one axis that the image has more than the labels is the
   channel axis. If several fit, the axis the file declares as channels comes first, then the last
   axis, then the first. (z, y, x) labels make one sample per slice z.
-- Without labels, only what the file declares counts: colour images and TIFF files with a channel
-  axis come back with channels last, everything else as it is stored.
+- Without labels, only what the file declares counts: colour images, TIFF and OME-Zarr files with a
+  channel axis come back with channels last, everything else as it is stored.
 - An alpha channel is dropped if the file declares it (PNG, TIFF with extra samples). Grey images
   stored as RGB stay RGB; `crops.to_channels` makes grey of them where a model wants it.
 """
@@ -29,6 +30,7 @@ import zarr
 from PIL import Image
 
 from vimunet.data import Sample
+from vimunet.volumes import is_ome_zarr, read_ome_zarr
 
 _TIFF = (".tif", ".tiff")
 _PICTURE = (".png", ".jpg", ".jpeg", ".bmp")
@@ -331,6 +333,10 @@ def _open(path: Path, key: str | None, *, indices: bool = False) -> Iterator[_St
         elif suffix in _HDF5:
             with h5py.File(path, "r") as file:
                 yield _Stored(_select(path, key, _hdf5_arrays(file)))
+        elif suffix == ".zarr" and key is None and is_ome_zarr(path):
+            volume = read_ome_zarr(path)
+            channels = volume.axes.index("c") if "c" in volume.axes else None
+            yield _Stored(volume.levels[0], channels)
         elif suffix == ".zarr":
             root = zarr.open(str(path), mode="r")
             if isinstance(root, zarr.Array):

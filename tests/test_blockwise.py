@@ -1,0 +1,313 @@
+"""OME-Zarr in, OME-Zarr out: blocks, interruptions and jobs change nothing."""
+
+import re
+from dataclasses import dataclass, replace
+
+import numpy as np
+import pytest
+import tifffile
+import torch
+import zarr
+from scipy import ndimage
+
+from vimunet.blockwise import BlockwiseSegmentation
+from vimunet.checkpoint import TrainedModel, load_model
+from vimunet.cli import main
+from vimunet.data.folder import read_image
+from vimunet.evaluation import evaluate
+from vimunet.prediction import segment
+from vimunet.representation import Semantic
+from vimunet.stitching import stitch_slices
+from vimunet.volumes import read_ome_zarr
+
+
+@dataclass(frozen=True)
+class BrightParts:
+    """Objects are connected bright pixels: what they are does not depend on the block."""
+
+    channels = ("foreground",)
+    activation = "sigmoid"
+    labels_are_classes = False
+    threshold: float = 0.5
+
+    def decode(self, maps):
+        return ndimage.label(maps[0] > self.threshold)[0].astype(np.int32)
+
+
+class Same(torch.nn.Module):
+    """Logits are the standardised pixels."""
+
+    stride, max_size, out_channels = 1, None, 1
+
+    def __init__(self, in_channels=1):
+        super().__init__()
+        self.in_channels = in_channels
+        self.factor = torch.nn.Parameter(torch.ones(1))
+
+    def forward(self, image):
+        return self.factor * image[:, :1]
+
+
+def wrap(network=None):
+    return TrainedModel(network or Same(), BrightParts())
+
+
+def write_image(path, pixels, axes, scale=None, levels=1):
+    group = zarr.open_group(str(path), mode="w", zarr_format=3)
+    scale = scale or [1.0] * pixels.ndim
+    datasets = []
+    for level in range(levels):
+        step = tuple(slice(None, None, 2**level if axis in "yx" else 1) for axis in axes)
+        part = pixels[step]
+        array = group.create_array(str(level), shape=part.shape, dtype=part.dtype)
+        array[...] = part
+        size = [s * (2**level if a in "yx" else 1) for s, a in zip(scale, axes, strict=True)]
+        transformations = [{"type": "scale", "scale": size}]
+        datasets.append({"path": str(level), "coordinateTransformations": transformations})
+    group.attrs["ome"] = {
+        "version": "0.5",
+        "multiscales": [
+            {
+                "axes": [
+                    {"name": a, "type": "space", "unit": "micrometer"}
+                    if a in "zyx"
+                    else {"name": a}
+                    for a in axes
+                ],
+                "datasets": datasets,
+            }
+        ],
+    }
+    return path
+
+
+@pytest.fixture
+def disks(rng):
+    """(4, 100, 130) sections with disks that go through all of them, some of them touching none."""
+    plane = np.zeros((100, 130), np.uint8)
+    y, x = np.mgrid[:100, :130]
+    for row in range(8, 100, 14):
+        for column in range(8, 130, 14):
+            radius = rng.uniform(3, 6)
+            plane[np.hypot(y - row, x - column) < radius] = 200
+    return np.stack([np.roll(plane, z, axis=1) for z in range(4)])
+
+
+def same_objects(one, other):
+    pairs = np.unique(np.stack([one.ravel(), other.ravel()]).astype(np.int64), axis=1)
+    return pairs.shape[1] == np.unique(one).size == np.unique(other).size
+
+
+@pytest.mark.parametrize("threshold", [None, 0.3])
+@pytest.mark.parametrize(("block_size", "margin"), [(32, 16), (48, 12), (200, 1)])
+def test_blocks_give_what_the_whole_gives(disks, tmp_path, block_size, margin, threshold):
+    image = write_image(tmp_path / "image.zarr", disks, "zyx", [3, 0.5, 0.25])
+    volume = BlockwiseSegmentation(
+        image, wrap(), tmp_path / "found.ome.zarr", block_size=block_size, margin=margin
+    )
+    volume.run()
+    count = volume.finish(threshold)
+    found = read_ome_zarr(tmp_path / "found.ome.zarr")
+    expected = stitch_slices(np.stack([segment(plane, wrap()) for plane in disks]), threshold)
+    assert same_objects(found.levels[0][...], expected)
+    assert count == expected.max()
+    assert found.is_labels
+    assert (found.axes, found.scale) == (("z", "y", "x"), (3, 0.5, 0.25))
+    assert found.units == ("micrometer",) * 3
+    assert sorted(item.name for item in tmp_path.iterdir()) == ["found.ome.zarr", "image.zarr"]
+
+
+def test_without_stitching_borders_would_cut(disks, tmp_path, monkeypatch):
+    monkeypatch.setattr("vimunet.blockwise.partners", lambda *_: np.empty((0, 2), int))
+    image = write_image(tmp_path / "image.zarr", disks, "zyx")
+    volume = BlockwiseSegmentation(image, wrap(), tmp_path / "found", block_size=32, margin=16)
+    volume.run()
+    assert volume.finish() > segment(disks[0], wrap()).max() * len(disks) + 20
+
+
+def test_section_is_standardised_as_a_whole(tmp_path):
+    pixels = np.zeros((64, 64), np.float32)
+    pixels[:, 32:] = 10
+    pixels[5:9, 5:9] = 1  # bright in its block, dark in the section
+    volume = BlockwiseSegmentation(
+        write_image(tmp_path / "image.zarr", pixels, "yx"),
+        wrap(),
+        tmp_path / "found",
+        block_size=32,
+        margin=1,
+    )
+    volume.run()
+    assert volume.finish() == 1
+    assert not read_ome_zarr(tmp_path / "found").levels[0][:, :32].any()
+
+
+def test_interrupted_and_shared_work_gives_the_same(disks, tmp_path):
+    image = write_image(tmp_path / "image.zarr", disks, "zyx")
+    options = {"block_size": 64, "margin": 16}
+    whole = BlockwiseSegmentation(image, wrap(), tmp_path / "whole", **options)
+    whole.run()
+    whole.finish(0.3)
+
+    def stop(done, total):
+        assert total == len(whole.blocks)
+        if done == 5:
+            raise KeyboardInterrupt
+
+    first = BlockwiseSegmentation(image, wrap(), tmp_path / "parts", **options)
+    with pytest.raises(KeyboardInterrupt):
+        first.run(progress=stop)
+    with pytest.raises(RuntimeError, match=r"All 24 blocks must be done, 19 are missing"):
+        first.finish()
+    jobs = [BlockwiseSegmentation(image, wrap(), tmp_path / "parts", **options) for _ in range(2)]
+    todo = jobs[0].missing()
+    assert todo == list(range(5, 24))
+    jobs[1].run(todo[1::2])
+    jobs[0].run(todo[::2])
+    assert jobs[1].missing() == []
+    jobs[1].finish(0.3)
+    labels = [read_ome_zarr(tmp_path / name).levels[0][...] for name in ("whole", "parts")]
+    np.testing.assert_array_equal(*labels)
+
+
+def test_parts_of_other_settings_are_refused_and_kept(disks, tmp_path):
+    image = write_image(tmp_path / "image.zarr", disks, "zyx", levels=2)
+    BlockwiseSegmentation(image, wrap(), tmp_path / "found").run([0])
+    other = Same()
+    other.factor.data *= 2
+    for model, options, name in (
+        (wrap(other), {}, "weights"),
+        (replace(wrap(), representation=BrightParts(0.6)), {}, "representation"),
+        (wrap(), {"scale": 2.0}, "scale"),
+        (wrap(), {"block_size": 512, "margin": 5}, "block_size, margin"),
+        (wrap(), {"level": 1}, "shape, level"),
+    ):
+        with pytest.raises(ValueError, match=f"differs in {name}\\. Use those of .*settings.json"):
+            BlockwiseSegmentation(image, model, tmp_path / "found", **options)
+    assert len(BlockwiseSegmentation(image, wrap(), tmp_path / "found").missing()) == 3
+
+
+def test_level_time_and_channels(disks, tmp_path):
+    other = np.random.default_rng(0).integers(0, 255, disks.shape, dtype=np.uint8)
+    pixels = np.stack([other, disks], axis=1)[:, :, None]  # t c z y x
+    image = write_image(tmp_path / "image.zarr", pixels, "tczyx", [2, 1, 3, 0.5, 0.5], levels=2)
+    with pytest.raises(ValueError, match="`channel` must be chosen, from 0 to 1: the model"):
+        BlockwiseSegmentation(image, wrap(), tmp_path / "found")
+    for wrong in ({"channel": 2}, {"channel": 1, "level": 2}, {"channel": 1, "level": -1}):
+        with pytest.raises(ValueError, match="must be from 0 to 1, got"):
+            BlockwiseSegmentation(image, wrap(), tmp_path / "found", **wrong)
+    volume = BlockwiseSegmentation(image, wrap(), tmp_path / "found", channel=1, level=1)
+    volume.run()
+    volume.finish(0.3)
+    found = read_ome_zarr(tmp_path / "found")
+    assert found.axes == ("t", "z", "y", "x")
+    assert found.scale == (2, 3, 1, 1)
+    expected = np.stack([segment(plane[::2, ::2], wrap()) for plane in disks])
+    assert same_objects(found.levels[0][:, 0], stitch_slices(expected, None))  # t is not stitched
+
+
+def test_all_channels_for_a_network_that_takes_them(disks, tmp_path):
+    pixels = np.stack([disks[0], disks[1], disks[2]])
+    image = write_image(tmp_path / "image.zarr", pixels, "cyx")
+    volume = BlockwiseSegmentation(image, wrap(Same(3)), tmp_path / "found", block_size=64)
+    volume.run()
+    volume.finish()
+    expected = segment(np.moveaxis(pixels, 0, -1), wrap(Same(3)))
+    assert same_objects(read_ome_zarr(tmp_path / "found").levels[0][...], expected)
+
+
+def test_classes_are_refused(disks, tmp_path):
+    image = write_image(tmp_path / "image.zarr", disks, "zyx")
+    with pytest.raises(ValueError, match="`model` must find objects"):
+        BlockwiseSegmentation(image, TrainedModel(Same(), Semantic()), tmp_path / "found")
+
+
+# --- the command, with an embedded model on a real volume ---------------------------------------
+
+
+@pytest.fixture
+def sections(samples):
+    files = sorted((samples / "neurites" / "test" / "images").iterdir())
+    return np.stack([read_image(file) for file in files])
+
+
+@pytest.mark.parametrize(("name", "file"), [("nuclei", "28d33efef218"), ("phase", "set12")])
+def test_real_image_in_blocks_is_nearly_that_in_one_piece(samples, tmp_path, name, file):
+    """Nearly, because the network sees the whole of what it is given."""
+    pixels = read_image(samples / name / "test" / "images" / f"{file}.png")
+    image = write_image(tmp_path / "image.zarr", pixels, "yx")
+    model = load_model(name)
+    volume = BlockwiseSegmentation(image, model, tmp_path / "found", block_size=128, margin=64)
+    volume.run()
+    whole = segment(pixels, model)
+    assert volume.finish() == pytest.approx(whole.max(), abs=1)
+    found = read_ome_zarr(tmp_path / "found").levels[0][...].astype(np.int64)
+    assert evaluate(found, whole)["SA50"] > 0.9
+
+
+def test_command_in_one_go_and_in_shares(sections, tmp_path, capsys):
+    image = str(write_image(tmp_path / "em.ome.zarr", sections[:, :96, :96], "zyx", [10, 5, 5]))
+    command = ["segment", image, "--model", "neurites", "--output"]
+    stitched = [str(tmp_path / "once"), "--stitch-threshold", "0.1"]
+    assert main([*command, *stitched]) == 0
+    written = tmp_path / "once" / "em.ome.zarr"
+    found = read_ome_zarr(written)
+    labels = found.levels[0][...]
+    assert found.scale == (10, 5, 5)
+    model = load_model("neurites")
+    planes = np.stack([segment(plane, model) for plane in sections[:, :96, :96]])
+    np.testing.assert_array_equal(labels, stitch_slices(planes, 0.1))
+    assert f"{image}: {labels.max()} objects" in capsys.readouterr().out
+
+    shares = [*command, str(tmp_path / "shares"), "--stitch-threshold", "0.1"]
+    assert main([*shares, "--part", "2/2"]) == 0
+    assert "1 of 3 blocks done\nOnce all blocks are done" in capsys.readouterr().out
+    assert main([*shares, "--part", "1/2"]) == 0
+    assert "3 of 3 blocks done" in capsys.readouterr().out
+    assert not (tmp_path / "shares" / "em.ome.zarr").exists()
+    assert main(shares) == 0
+    again = read_ome_zarr(tmp_path / "shares" / "em.ome.zarr").levels[0][...]
+    np.testing.assert_array_equal(again, labels)
+    assert main(shares) == 2
+    assert "exist already" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--overlay"], "`--overlay` is for images other than OME-Zarr, got .*em.zarr"),
+        (["--save-maps"], "`--save-maps` is for images other than OME-Zarr"),
+        (["--part", "3/2"], "must be K/N with 1 <= K <= N, e.g. 3/16, got '3/2'"),
+        (["--part", "x"], "must be K/N"),
+        (["--stitch-threshold", "1.5"], "must be above 0 and at most 1, got 1.5"),
+        (["--stitch-threshold", "a"], "invalid"),
+        (["--level", "1"], "`level` must be from 0 to 0, got 1"),
+    ],
+)
+def test_wrong_options_of_the_command(sections, tmp_path, capsys, options, message):
+    image = write_image(tmp_path / "em.zarr", sections[:, :32, :32], "zyx")
+    command = ["segment", str(image), "--model", "neurites", "--output", str(tmp_path / "out")]
+    try:
+        assert main([*command, *options]) != 0
+    except SystemExit as exit:
+        assert exit.code == 2
+    assert re.search(message, capsys.readouterr().err)
+    assert not (tmp_path / "out" / "em.ome.zarr").exists()
+
+
+def test_options_of_volumes_with_another_image(samples, tmp_path, capsys):
+    image = samples / "neurites" / "test" / "images" / "z212.png"
+    for options in (["--level", "0"], ["--channel", "0"], ["--part", "1/2"]):
+        assert main(["segment", str(image), "--model", "neurites", *options]) == 2
+        assert "is for OME-Zarr images, got" in capsys.readouterr().err
+
+
+def test_stack_of_a_tiff_is_stitched(sections, tmp_path):
+    tifffile.imwrite(tmp_path / "em.tif", sections[:, :96, :96], metadata={"axes": "ZYX"})
+    command = ["segment", str(tmp_path / "em.tif"), "--model", "neurites"]
+    for name, options in (("apart", []), ("joined", ["--stitch-threshold", "0.1"])):
+        assert main([*command, "--output", str(tmp_path / name), *options]) == 0
+    apart, joined = (tifffile.imread(tmp_path / name / "em.tif") for name in ("apart", "joined"))
+    assert all(np.unique(plane).size > 5 for plane in apart)
+    assert not set(np.unique(apart[0])) & set(np.unique(apart[1])) - {0}
+    assert same_objects(joined, stitch_slices(apart, 0.1))
+    assert joined.max() < apart.max()

@@ -1,0 +1,95 @@
+"""Which objects of neighbouring blocks or slices are one: numpy in, numpy out.
+
+Blocks that lie side by side are compared where they touch, the last line of one with the first
+line of the other; slices of a stack are compared whole. What are partners there is one object.
+"""
+
+from collections.abc import Iterable, Sequence
+from itertools import pairwise
+
+import numpy as np
+from scipy.sparse import coo_array
+from scipy.sparse.csgraph import connected_components
+
+from vimunet.matching import Overlap
+
+
+def partners(one: np.ndarray, other: np.ndarray, threshold: float) -> np.ndarray:
+    """Pair the objects of two faces that lie on each other.
+
+    Args:
+        one: Labels, non-negative integers, of any shape; 0 is background.
+        other: Labels of the same shape.
+        threshold: Least intersection over union of a pair, in (0, 1].
+
+    Returns:
+        (n, 2) labels, of `one` and of `other`, each in one pair at most; see `Overlap.matches`.
+
+    Raises:
+        ValueError: If the threshold is out of its range, or the shapes differ.
+
+    Examples:
+        >>> partners(np.array([1, 1, 1, 0, 2]), np.array([7, 7, 0, 0, 8]), 0.5)
+        array([[1, 7],
+               [2, 8]])
+    """
+    if not 0 < threshold <= 1:
+        raise ValueError(f"The threshold of an IoU must be in (0, 1], got {threshold}.")
+    rows, columns, _ = Overlap.between(one, other).matches(threshold)
+    ids, other_ids = (np.unique(np.append(face, 0)) for face in (one, other))
+    return np.stack([ids[rows], other_ids[columns]], axis=1).astype(np.int64)
+
+
+def joined_numbers(
+    counts: Sequence[int], pairs: Iterable[tuple[int, int, np.ndarray]]
+) -> list[np.ndarray]:
+    """Give the objects of all blocks new numbers, so that partners share one.
+
+    Args:
+        counts: Highest label of each block.
+        pairs: (block, other block, (n, 2) labels in the two); see `partners`.
+
+    Returns:
+        For each block an array that maps its labels to the new ones: 0 to 0, everything else to
+        1, 2, ... in the order of the blocks, without gaps.
+
+    Examples:
+        >>> joined_numbers([2, 1], [(0, 1, np.array([[2, 1]]))])
+        [array([0, 1, 2]), array([0, 2])]
+    """
+    starts = np.concatenate([[0], np.cumsum(counts)]).astype(np.int64)
+    edges = [labels - 1 + starts[[one, other]] for one, other, labels in pairs if len(labels)]
+    rows, columns = np.concatenate(edges).T if edges else np.empty((2, 0), np.int64)
+    total = int(starts[-1])
+    graph = coo_array((np.ones(len(rows), bool), (rows, columns)), shape=(total, total))
+    components = connected_components(graph, directed=False)[1] if total else np.empty(0, int)
+    # numbered by scipy in any order: again, by where each begins
+    _, begins, members = np.unique(components, return_index=True, return_inverse=True)
+    numbers = np.argsort(np.argsort(begins))[members] + 1
+    return [
+        np.concatenate([[0], numbers[start:stop]]).astype(np.int64)
+        for start, stop in zip(starts[:-1], starts[1:], strict=True)
+    ]
+
+
+def stitch_slices(labels: np.ndarray, threshold: float | None) -> np.ndarray:
+    """Make objects of a stack of the objects of its slices.
+
+    An object goes on as its partner in the next slice; it never splits or merges on its way, and a
+    slice in which it is missing ends it.
+
+    Args:
+        labels: (z, y, x) labels, each slice with its own; a number may return in another slice.
+        threshold: See `partners`. None: the objects of different slices are different.
+
+    Returns:
+        (z, y, x) int64 labels, 1, 2, ... without gaps if the slices had none.
+    """
+    pairs = []
+    if threshold is not None:
+        pairs = [
+            (z, z + 1, partners(one, other, threshold))
+            for z, (one, other) in enumerate(pairwise(labels))
+        ]
+    numbers = joined_numbers([int(plane.max(initial=0)) for plane in labels], pairs)
+    return np.stack([table[plane] for table, plane in zip(numbers, labels, strict=True)])
