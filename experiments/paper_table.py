@@ -4,8 +4,8 @@
     python experiments/paper_table.py train --stand-in FOLDER --runs RUNS
     python experiments/paper_table.py report --runs RUNS
 
-`time` measures how many iterations each network does in a minute; leave the machine to it, it takes
-a few minutes. `train` makes the runs, each with as many iterations as its network does in the same
+`time` measures the seconds of an iteration and of a prediction; leave the machine to it, it takes a
+few minutes. `train` makes the runs, each with as many iterations as its network does in the same
 time; it may share the machine, since only iterations count. It leaves out finished runs and goes on
 with interrupted ones. `report` writes `experiments/results/paper_table.md` and its figure from what
 is there.
@@ -19,6 +19,7 @@ import statistics
 import subprocess
 import sys
 import tempfile
+import time
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -31,8 +32,12 @@ import numpy as np
 from matplotlib.figure import Figure
 from published import published_scores
 
+from vimunet.checkpoint import TrainedModel
+from vimunet.cli.arguments import model_options
 from vimunet.files import replacing
 from vimunet.models import build_model
+from vimunet.prediction import predict
+from vimunet.representation import Boundaries
 
 HERE = Path(__file__).resolve().parent
 RESULTS = HERE / "results"
@@ -88,6 +93,9 @@ SECONDS = "seconds.json"
 TIMED, WARMUP = 25, 5
 """Iterations to time a network with, and how many of them do not count."""
 
+PREDICTIONS = 7
+"""Predictions of an image of 512 x 512 pixels to time a network with, the first does not count."""
+
 INTRODUCTION = """# The paper's comparison on the stand-ins
 
 Each network has as many iterations as fit into the same minutes, alone on the machine: `python
@@ -105,9 +113,9 @@ PAPER = {"em": "CREMI", "phase": "LIVECell"}
 def main() -> None:
     flags = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     commands = flags.add_subparsers(dest="command", required=True)
-    time = commands.add_parser("time", help="measure the seconds per iteration")
+    timing = commands.add_parser("time", help="measure the seconds of a step")
     command = commands.add_parser("train", help="make the runs that are missing")
-    for reader in (time, command):
+    for reader in (timing, command):
         reader.add_argument("--stand-in", type=Path, required=True, help="folder of the stand-ins")
         reader.add_argument("--runs", type=Path, required=True, help="folder of all runs")
     command.add_argument("--minutes", type=float, default=20.0, help="of each network")
@@ -126,7 +134,7 @@ def main() -> None:
     for run in RUNS:
         folder = options.runs / run.name
         if (options.only is None or run.name in options.only) and not is_done(folder):
-            iterations = round(60 * options.minutes / seconds[run.model])
+            iterations = round(60 * options.minutes / seconds[run.model]["iteration"])
             train(run, folder, options.stand_in, iterations)
 
 
@@ -136,21 +144,35 @@ def is_done(folder: Path) -> bool:
 
 
 def time_all(stand_in: Path, runs: Path) -> None:
-    """Measure the seconds per iteration of each network, and write them to the folder of runs."""
-    seconds: dict[str, float] = {}
+    """Measure the seconds of an iteration and of a prediction; write them to the folder of runs."""
+    seconds: dict[str, dict[str, float]] = {}
     for model in MODELS:
         run = Run("em", "boundaries", model)
         with tempfile.TemporaryDirectory() as folder:
             subprocess.run(training(run, Path(folder) / "run", stand_in, TIMED), check=True)
             log = np.genfromtxt(Path(folder) / "run" / "log.csv", delimiter=",", names=True)
         # Without the first iterations, which warm up, and the last, which is followed by scoring.
-        seconds[model] = float(np.median(np.diff(log["seconds"])[WARMUP:-1]))
-        print(f"{model}: {seconds[model]:.3f} seconds per iteration", flush=True)
+        iteration = float(np.median(np.diff(log["seconds"])[WARMUP:-1]))
+        seconds[model] = {"iteration": iteration, "prediction": prediction_seconds(run)}
+        print(f"{model}: {seconds[model]}", flush=True)
         with replacing(runs / SECONDS) as temporary:
             temporary.write_text(json.dumps(seconds, indent=2))
 
 
-def measured_seconds(runs: Path) -> dict[str, float]:
+def prediction_seconds(run: Run) -> float:
+    """Measure the seconds in which a network predicts the maps of an image."""
+    options = model_options(OPTIONS.get(run.model, ())[1:])
+    model = TrainedModel(build_model(run.model, 1, 1, **options), Boundaries(foreground=False))
+    image = np.random.default_rng(0).normal(size=(512, 512))
+    times = []
+    for _ in range(PREDICTIONS):
+        start = time.perf_counter()
+        predict(image, model)
+        times.append(time.perf_counter() - start)
+    return statistics.median(times[1:])
+
+
+def measured_seconds(runs: Path) -> dict[str, dict[str, float]]:
     """Read what `time` measured."""
     file = runs / SECONDS
     seconds = json.loads(file.read_text()) if file.exists() else {}
@@ -224,7 +246,7 @@ def section(key: tuple[str, str], models: dict[str, list[dict[str, Any]]]) -> It
     yield f"\n## {'Neurites, EM' if key[0] == 'em' else 'Cells, phase contrast'}: {key[1]}\n"
     header = (
         *("network", "parameters", "seeds", "iterations", "seconds per iteration", "minutes"),
-        *("memory, GiB", "val mSA", "test mSA", "seconds per test image", "published mSA"),
+        *("memory, GiB", "val mSA", "test mSA", "seconds per 512 x 512 image", "published mSA"),
     )
     yield f"| {' | '.join(header)} |"
     yield f"|{'---|' * len(header)}"
@@ -242,12 +264,12 @@ def section(key: tuple[str, str], models: dict[str, list[dict[str, Any]]]) -> It
             f"{count / 1e6:.1f} M",
             str(len(summaries)),
             ", ".join(map(str, iterations)),
-            f"{first['seconds']:.2f}",
-            f"{first['seconds'] * iterations[0] / 60:.0f}",
+            f"{first['seconds']['iteration']:.2f}",
+            f"{first['seconds']['iteration'] * iterations[0] / 60:.0f}",
             f"{max(peaks):.1f}" if peaks else "",
             spread([summary["val"]["tuned"]["mSA"] for summary in summaries]),
             scores(summaries),
-            f"{first['test']['median_seconds_per_image']:.2f}",
+            f"{first['seconds']['prediction']:.2f}",
             shown(paper[model]) if model in paper else "",
         )
         yield f"| {' | '.join(cells)} |"

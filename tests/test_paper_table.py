@@ -7,6 +7,7 @@ from importlib import util
 from pathlib import Path
 
 import pytest
+import torch
 
 pytest.importorskip("matplotlib")
 
@@ -37,9 +38,15 @@ def test_time_leaves_out_warming_up_and_the_last_iteration(table, monkeypatch, t
         (folder / "log.csv").write_text("\n".join([header, *rows]))
 
     monkeypatch.setattr(table.subprocess, "run", pretend)
+    predicted = []
+    monkeypatch.setattr(table, "predict", lambda image, model: predicted.append(image.shape))
+    monkeypatch.setattr(table, "build_model", lambda *_, **__: torch.nn.Identity())
     table.time_all(tmp_path, tmp_path)
     seconds = table.measured_seconds(tmp_path)
-    assert seconds == pytest.approx(dict.fromkeys(table.MODELS, 2.0) | {"unet": 0.5})
+    assert predicted == [(512, 512)] * table.PREDICTIONS * len(table.MODELS)
+    assert all(0 <= measured["prediction"] < 1 for measured in seconds.values())
+    iterations = {model: measured["iteration"] for model, measured in seconds.items()}
+    assert iterations == pytest.approx(dict.fromkeys(table.MODELS, 2.0) | {"unet": 0.5})
     del seconds["vim_t"]
     (tmp_path / table.SECONDS).write_text(json.dumps(seconds))
     with pytest.raises(FileNotFoundError, match="got none for vim_t. Run `paper_table.py time` f"):
@@ -62,7 +69,9 @@ def test_table_of_finished_runs(table, tmp_path):
     ):
         (tmp_path / name / "scores").mkdir(parents=True)
         shutil.copy(STORED / stored / "summary.json", tmp_path / name / "scores")
-    (tmp_path / table.SECONDS).write_text(json.dumps(dict.fromkeys(table.MODELS, 0.75)))
+    (tmp_path / table.SECONDS).write_text(
+        json.dumps(dict.fromkeys(table.MODELS, {"iteration": 0.75, "prediction": 0.25}))
+    )
     (tmp_path / "em_boundaries_unet_0" / "peak_kilobytes").write_text(str(3 * 2**20))
     table.report(tmp_path, tmp_path / "out")
     text = (tmp_path / "out" / "paper_table.md").read_text()
@@ -71,6 +80,6 @@ def test_table_of_finished_runs(table, tmp_path):
     # 1200 iterations of 0.75 s are 15 minutes; scores as in experiments/results/README.md
     assert cells[:7] == ["`unet`", "31.0 M", "1", "1200", "0.75", "15", "3.0"]
     assert cells[7:9] == [".670", ".642 (.622-.662)"]
-    assert cells[-1] == ".354"
+    assert cells[-2:] == ["0.25", ".354"]
     assert "Ceiling of the test images: .939." in text
     assert (tmp_path / "out" / "paper_table.png").stat().st_size > 5000
