@@ -262,8 +262,8 @@ def section(key: tuple[str, str], models: dict[str, list[dict[str, Any]]]) -> It
         cells = (
             f"`{model}`",
             f"{count / 1e6:.1f} M",
-            str(len(summaries)),
-            ", ".join(map(str, iterations)),
+            ", ".join(str(summary["info"]["config"]["seed"]) for summary in summaries),
+            ", ".join(map(str, dict.fromkeys(iterations))),
             f"{first['seconds']['iteration']:.2f}",
             f"{first['seconds']['iteration'] * iterations[0] / 60:.0f}",
             f"{max(peaks):.1f}" if peaks else "",
@@ -273,8 +273,13 @@ def section(key: tuple[str, str], models: dict[str, list[dict[str, Any]]]) -> It
             shown(paper[model]) if model in paper else "",
         )
         yield f"| {' | '.join(cells)} |"
-    commits = {summary["info"]["commit"][:7] for runs in models.values() for summary in runs}
-    yield f"\nCeiling of the test images: {shown(ceiling)}. Commit {', '.join(sorted(commits))}."
+    infos = [summary["info"] for summaries in models.values() for summary in summaries]
+    commits = sorted({info["commit"][:7] for info in infos})
+    licences = sorted({info["licence"] for info in infos})
+    yield (
+        f"\nCeiling of the test images: {shown(ceiling)}. Weights: {'; '.join(licences)}. "
+        f"Commit {', '.join(commits)}."
+    )
 
 
 def published(key: tuple[str, str]) -> dict[str, float]:
