@@ -1,7 +1,9 @@
 """OME-Zarr in, OME-Zarr out: blocks, interruptions and jobs change nothing."""
 
 import re
+import shutil
 from dataclasses import dataclass, replace
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -10,6 +12,7 @@ import torch
 import zarr
 from scipy import ndimage
 
+from vimunet import blockwise
 from vimunet.blockwise import BlockwiseSegmentation
 from vimunet.checkpoint import TrainedModel, load_model
 from vimunet.cli import main
@@ -29,6 +32,7 @@ class BrightParts:
     activation = "sigmoid"
     labels_are_classes = False
     threshold: float = 0.5
+    min_size: int = 0
 
     def decode(self, maps):
         return ndimage.label(maps[0] > self.threshold)[0].astype(np.int32)
@@ -103,10 +107,15 @@ def same_objects(one, other):
 def test_blocks_give_what_the_whole_gives(disks, tmp_path, block_size, margin, threshold):
     image = write_image(tmp_path / "image.zarr", disks, "zyx", [3, 0.5, 0.25])
     volume = BlockwiseSegmentation(
-        image, wrap(), tmp_path / "found.ome.zarr", block_size=block_size, margin=margin
+        image,
+        wrap(),
+        tmp_path / "found.ome.zarr",
+        stitch_threshold=threshold,
+        block_size=block_size,
+        margin=margin,
     )
     volume.run()
-    count = volume.finish(threshold)
+    count = volume.finish()
     found = read_ome_zarr(tmp_path / "found.ome.zarr")
     expected = stitch_slices(np.stack([segment(plane, wrap()) for plane in disks]), threshold)
     assert same_objects(found.levels[0][...], expected)
@@ -143,10 +152,10 @@ def test_section_is_standardised_as_a_whole(tmp_path):
 
 def test_interrupted_and_shared_work_gives_the_same(disks, tmp_path):
     image = write_image(tmp_path / "image.zarr", disks, "zyx")
-    options = {"block_size": 64, "margin": 16}
+    options = {"block_size": 64, "margin": 16, "stitch_threshold": 0.3}
     whole = BlockwiseSegmentation(image, wrap(), tmp_path / "whole", **options)
     whole.run()
-    whole.finish(0.3)
+    whole.finish()
 
     def stop(done, total):
         assert total == len(whole.blocks)
@@ -164,7 +173,7 @@ def test_interrupted_and_shared_work_gives_the_same(disks, tmp_path):
     jobs[1].run(todo[1::2])
     jobs[0].run(todo[::2])
     assert jobs[1].missing() == []
-    jobs[1].finish(0.3)
+    jobs[1].finish()
     labels = [read_ome_zarr(tmp_path / name).levels[0][...] for name in ("whole", "parts")]
     np.testing.assert_array_equal(*labels)
 
@@ -177,13 +186,183 @@ def test_parts_of_other_settings_are_refused_and_kept(disks, tmp_path):
     for model, options, name in (
         (wrap(other), {}, "weights"),
         (replace(wrap(), representation=BrightParts(0.6)), {}, "representation"),
-        (wrap(), {"scale": 2.0}, "scale"),
+        (wrap(), {"scale": 2.0}, "prediction"),
+        (wrap(), {"halo": 32}, "prediction"),
         (wrap(), {"block_size": 512, "margin": 5}, "block_size, margin"),
-        (wrap(), {"level": 1}, "shape, level"),
+        (wrap(), {"level": 1}, "level"),
     ):
-        with pytest.raises(ValueError, match=f"differs in {name}\\. Use those of .*settings.json"):
+        with pytest.raises(
+            ValueError, match=f"differs in (image written, )?{name}\\. Use those of"
+        ):
             BlockwiseSegmentation(image, model, tmp_path / "found", **options)
     assert len(BlockwiseSegmentation(image, wrap(), tmp_path / "found").missing()) == 3
+
+
+def test_image_that_was_written_anew_is_segmented_anew(disks, tmp_path):
+    image = write_image(tmp_path / "image.zarr", disks, "zyx")
+    BlockwiseSegmentation(image, wrap(), tmp_path / "found").run([0])
+    shutil.rmtree(image)
+    write_image(image, disks[:, ::-1], "zyx")
+    with pytest.raises(ValueError, match="differs in image written"):
+        BlockwiseSegmentation(image, wrap(), tmp_path / "found")
+
+
+def test_options_that_fail_leave_nothing_behind(disks, tmp_path):
+    image = write_image(tmp_path / "image.zarr", disks, "zyx")
+    with pytest.raises(ValueError, match="z = 0: `tile_size` must be at least"):
+        BlockwiseSegmentation(image, wrap(), tmp_path / "found", tile_size=0).run()
+    assert [item.name for item in tmp_path.iterdir()] == ["image.zarr"]
+
+
+def prepared(disks, tmp_path):
+    image = write_image(tmp_path / "image.zarr", disks, "zyx")
+    volume = BlockwiseSegmentation(image, wrap(), tmp_path / "found", block_size=64, margin=16)
+    volume.run()
+    return image, volume
+
+
+def test_only_one_process_joins(disks, tmp_path, monkeypatch):
+    image, volume = prepared(disks, tmp_path)
+    late = BlockwiseSegmentation(image, wrap(), tmp_path / "found", block_size=64, margin=16)
+    write = blockwise.write_ome_zarr_labels
+
+    def meanwhile(*args, **kwargs):
+        with pytest.raises(RuntimeError, match="24 are missing"):
+            late.finish()
+        with pytest.raises(ValueError, match="either the blocks are being joined now, or that was"):
+            BlockwiseSegmentation(image, wrap(), tmp_path / "found")
+        with pytest.raises(RuntimeError, match="vanished: another process joined it"):
+            late.run([3])
+        write(*args, **kwargs)
+
+    monkeypatch.setattr(blockwise, "write_ome_zarr_labels", meanwhile)
+    assert volume.finish() > 50
+    assert read_ome_zarr(tmp_path / "found").levels[0][...].any()
+    assert sorted(item.name for item in tmp_path.iterdir()) == ["found", "image.zarr"]
+
+
+def test_join_that_fails_loses_no_block(disks, tmp_path, monkeypatch):
+    image, volume = prepared(disks, tmp_path)
+    write = blockwise.write_ome_zarr_labels
+
+    def unplugged(*_, **__):
+        raise OSError("unplugged")
+
+    monkeypatch.setattr(blockwise, "write_ome_zarr_labels", unplugged)
+    with pytest.raises(OSError, match="unplugged"):
+        volume.finish()
+    assert volume.missing() == []
+    monkeypatch.setattr(blockwise, "write_ome_zarr_labels", write)
+    assert volume.finish() > 50
+
+
+def test_join_that_was_killed_while_it_deleted_parts(disks, tmp_path, monkeypatch):
+    image, volume = prepared(disks, tmp_path)
+    killed = SimpleNamespace(rmtree=lambda folder: (folder / "3.npz").unlink())
+    monkeypatch.setattr(blockwise, "shutil", killed)
+    volume.finish()
+    whole = read_ome_zarr(tmp_path / "found").levels[0][...]
+    (tmp_path / "found.joining").rename(tmp_path / "found.parts")
+    options = {"block_size": 64, "margin": 16, "overwrite": True}
+    again = BlockwiseSegmentation(image, wrap(), tmp_path / "found", **options)
+    assert again.missing() == [3]
+    monkeypatch.undo()
+    again.run()
+    again.finish()
+    np.testing.assert_array_equal(read_ome_zarr(tmp_path / "found").levels[0][...], whole)
+
+
+def test_places_that_would_lose_data_are_refused(disks, tmp_path):
+    image = write_image(tmp_path / "image.zarr", disks, "zyx")
+    for output in (image, image / "0", tmp_path):
+        with pytest.raises(ValueError, match="`output` must lie outside of the image"):
+            BlockwiseSegmentation(image, wrap(), output, overwrite=True)
+    (tmp_path / "there").mkdir()
+    with pytest.raises(FileExistsError, match="there exists already"):
+        BlockwiseSegmentation(image, wrap(), tmp_path / "there")
+
+
+def test_sections_are_stitched_over_all_blocks_together(tmp_path):
+    """One wide object over two: it goes on as the larger one, wherever borders are."""
+    planes = np.zeros((2, 40, 90), np.uint8)
+    planes[0, 10:30, 5:85] = 200
+    planes[1, 10:30, 5:40] = planes[1, 10:30, 42:85] = 200
+    image = write_image(tmp_path / "image.zarr", planes, "zyx")
+    for block_size in (41, 100):
+        volume = BlockwiseSegmentation(
+            image,
+            wrap(),
+            tmp_path / "found",
+            stitch_threshold=0.3,
+            overwrite=True,
+            block_size=block_size,
+            margin=90,
+        )
+        volume.run()
+        assert volume.finish() == 2
+        found = read_ome_zarr(tmp_path / "found").levels[0][:, 20]
+        assert found[0, 5] == found[0, 84] == found[1, 84] != found[1, 5] > 0
+
+
+def test_a_piece_at_a_border_may_be_small_but_an_object_may_not(tmp_path):
+    plane = np.zeros((30, 80), np.uint8)
+    plane[5:15, 20:41] = 200  # one column of it lies in the second block
+    plane[20:22, 60:63] = 200
+    image = write_image(tmp_path / "image.zarr", plane, "yx")
+    model = replace(wrap(), representation=BrightParts(min_size=20))
+    volume = BlockwiseSegmentation(image, model, tmp_path / "found", block_size=40, margin=10)
+    volume.run()
+    assert volume.finish() == 1
+    found = read_ome_zarr(tmp_path / "found").levels[0][...]
+    np.testing.assert_array_equal(found[:18] > 0, plane[:18] > 0)
+    assert not found[18:].any()
+
+
+def test_blocks_grow_where_the_network_sees_less(disks, tmp_path):
+    image = write_image(tmp_path / "image.zarr", disks, "zyx")
+    options = {"block_size": 30, "margin": 8}
+    for scale, first in ((1, (30, 38)), (0.5, (60, 76)), (2, (15, 19))):
+        volume = BlockwiseSegmentation(image, wrap(), tmp_path / "o", scale=scale, **options)
+        assert (volume.blocks[0].inner[1].stop, volume.blocks[0].window[1].stop) == first
+
+
+def test_missing_pixels_are_reported_with_their_section(disks, tmp_path):
+    pixels = disks.astype(np.float32)
+    pixels[2, 3, 3] = np.nan
+    image = write_image(tmp_path / "image.zarr", pixels, "zyx")
+    volume = BlockwiseSegmentation(image, wrap(), tmp_path / "found")
+    with pytest.raises(ValueError, match="z = 2: Image contains NaN"):
+        volume.run()
+    assert volume.missing() == [2, 3]
+
+
+def test_level_has_the_geometry_that_it_declares(disks, tmp_path):
+    image = write_image(tmp_path / "image.zarr", disks[:, :65, :67], "zyx", [3, 0.5, 0.5])
+    group = zarr.open_group(str(image), mode="a")
+    half = group.create_array("half", shape=(4, 32, 33), dtype="uint8")
+    half[...] = disks[:, :64:2, :66:2]
+    described = group.attrs["ome"]
+    moved = {"type": "translation", "translation": [0, 0.25, 0.25]}
+    described["multiscales"][0]["datasets"].append(
+        {
+            "path": "half",
+            "coordinateTransformations": [{"type": "scale", "scale": [3, 1, 1]}, moved],
+        }
+    )
+    group.attrs["ome"] = described
+    volume = BlockwiseSegmentation(image, wrap(), tmp_path / "found", level=1)
+    volume.run()
+    volume.finish()
+    found = read_ome_zarr(tmp_path / "found")
+    assert found.levels[0].shape == (4, 32, 33)
+    assert found.scale == (3, 1, 1)
+    assert found.translate == (0, 0.25, 0.25)
+
+
+def test_stitching_needs_z(disks, tmp_path):
+    image = write_image(tmp_path / "image.zarr", disks, "tyx")
+    with pytest.raises(ValueError, match="`stitch_threshold` is for images with an axis z"):
+        BlockwiseSegmentation(image, wrap(), tmp_path / "found", stitch_threshold=0.5)
 
 
 def test_level_time_and_channels(disks, tmp_path):
@@ -195,9 +374,11 @@ def test_level_time_and_channels(disks, tmp_path):
     for wrong in ({"channel": 2}, {"channel": 1, "level": 2}, {"channel": 1, "level": -1}):
         with pytest.raises(ValueError, match="must be from 0 to 1, got"):
             BlockwiseSegmentation(image, wrap(), tmp_path / "found", **wrong)
-    volume = BlockwiseSegmentation(image, wrap(), tmp_path / "found", channel=1, level=1)
+    volume = BlockwiseSegmentation(
+        image, wrap(), tmp_path / "found", channel=1, level=1, stitch_threshold=0.3
+    )
     volume.run()
-    volume.finish(0.3)
+    volume.finish()
     found = read_ome_zarr(tmp_path / "found")
     assert found.axes == ("t", "z", "y", "x")
     assert found.scale == (2, 3, 1, 1)
@@ -244,6 +425,23 @@ def test_real_image_in_blocks_is_nearly_that_in_one_piece(samples, tmp_path, nam
     assert evaluate(found, whole)["SA50"] > 0.9
 
 
+def test_series_of_bioformats2raw(sections, tmp_path, capsys):
+    root = tmp_path / "slide.zarr"
+    zarr.open_group(str(root), mode="w").attrs["ome"] = {"bioformats2raw.layout": 3}
+    write_image(root / "0", sections[:1, :64, :64], "zyx")
+    command = ["segment", "--model", "neurites", "--output", str(tmp_path / "found")]
+    assert main([*command, str(root)]) == 0
+    write_image(root / "1", sections[:1, :64, :64], "zyx")
+    with pytest.raises(ValueError, match="must be an image with `multiscales`, but holds 0, 1"):
+        read_ome_zarr(root)
+    assert main([*command, str(root / "0"), str(root / "1")]) == 0
+    written = sorted(item.name for item in (tmp_path / "found").iterdir())
+    assert written == ["slide.ome.zarr", "slide_0.ome.zarr", "slide_1.ome.zarr"]
+    found = [read_ome_zarr(tmp_path / "found" / name).levels[0][...] for name in written]
+    assert found[0].max() > 3
+    np.testing.assert_array_equal(found[0], found[2])
+
+
 def test_command_in_one_go_and_in_shares(sections, tmp_path, capsys):
     image = str(write_image(tmp_path / "em.ome.zarr", sections[:, :96, :96], "zyx", [10, 5, 5]))
     command = ["segment", image, "--model", "neurites", "--output"]
@@ -260,7 +458,7 @@ def test_command_in_one_go_and_in_shares(sections, tmp_path, capsys):
 
     shares = [*command, str(tmp_path / "shares"), "--stitch-threshold", "0.1"]
     assert main([*shares, "--part", "2/2"]) == 0
-    assert "1 of 3 blocks done\nOnce all blocks are done" in capsys.readouterr().out
+    assert "2 of 3 blocks done\nOnce all blocks are done" in capsys.readouterr().out
     assert main([*shares, "--part", "1/2"]) == 0
     assert "3 of 3 blocks done" in capsys.readouterr().out
     assert not (tmp_path / "shares" / "em.ome.zarr").exists()
@@ -274,7 +472,7 @@ def test_command_in_one_go_and_in_shares(sections, tmp_path, capsys):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        (["--overlay"], "`--overlay` is for images other than OME-Zarr, got .*em.zarr"),
+        (["--overlay"], "`--overlay` is for images other than OME-Zarr .*, got .*em.zarr"),
         (["--save-maps"], "`--save-maps` is for images other than OME-Zarr"),
         (["--part", "3/2"], "must be K/N with 1 <= K <= N, e.g. 3/16, got '3/2'"),
         (["--part", "x"], "must be K/N"),

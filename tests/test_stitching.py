@@ -11,27 +11,27 @@ def test_partners_by_hand():
     #           1 has 4 pixels, 2 has 3, 3 has 1; 5 has 3, 6 has 4
     one = np.array([1, 1, 1, 1, 2, 2, 2, 0, 3])
     other = np.array([0, 5, 5, 5, 6, 6, 6, 6, 0])  # IoU 3/4 and 3/4
-    assert partners(one, other, 0.75).tolist() == [[1, 5], [2, 6]]
-    assert partners(one, other, 0.76).tolist() == []
-    assert partners(one, np.zeros_like(one), 0.1).shape == (0, 2)
+    assert partners([(one, other)], 0.75).tolist() == [[1, 5], [2, 6]]
+    assert partners([(one, other)], 0.76).tolist() == []
+    assert partners([(one, np.zeros_like(one))], 0.1).shape == (0, 2)
 
 
 def test_ids_may_be_large_have_gaps_and_no_background():
     one = np.array([[10**9, 10**9], [7, 7]], np.uint64)
     other = np.array([[3, 3], [2**40, 2**40]])
-    assert partners(one, other, 1).tolist() == [[7, 2**40], [10**9, 3]]
+    assert partners([(one, other)], 1).tolist() == [[7, 2**40], [10**9, 3]]
 
 
 def test_one_object_has_one_partner():
     one = np.array([1, 1, 1, 1, 1])
     other = np.array([1, 1, 1, 2, 2])
-    assert partners(one, other, 0.1).tolist() == [[1, 1]]
+    assert partners([(one, other)], 0.1).tolist() == [[1, 1]]
 
 
 @pytest.mark.parametrize("threshold", [0, -0.1, 1.1])
 def test_threshold_out_of_range(threshold):
     with pytest.raises(ValueError, match=rf"must be in \(0, 1\], got {threshold}"):
-        partners(np.ones(3, int), np.ones(3, int), threshold)
+        partners([(np.ones(3, int), np.ones(3, int))], threshold)
 
 
 def test_numbers_of_joined_blocks():

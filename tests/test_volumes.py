@@ -8,7 +8,12 @@ import pytest
 import zarr
 
 from vimunet import volumes
-from vimunet.volumes import add_ome_zarr_labels, read_ome_zarr, write_ome_zarr_labels
+from vimunet.volumes import (
+    add_ome_zarr_labels,
+    is_ome_zarr,
+    read_ome_zarr,
+    write_ome_zarr_labels,
+)
 
 
 @pytest.fixture
@@ -184,6 +189,26 @@ def test_reads_version_04_and_both_kinds_of_transformations(tmp_path):
     assert not volume.is_labels
     with pytest.raises(ValueError, match=r"old.zarr must be of OME-Zarr version 0.5"):
         add_ome_zarr_labels(tmp_path / "old.zarr", "cells", np.zeros((4, 6), int))
+
+
+@pytest.mark.parametrize("axes", [["z", "y", "x"], None])
+def test_reads_versions_before_04(tmp_path, axes):
+    group = zarr.open_group(str(tmp_path / "old.zarr"), mode="w", zarr_format=2)
+    group.create_array("0", shape=(2, 4, 6) if axes else (1, 1, 2, 4, 6), dtype="uint16")
+    multiscale = {"datasets": [{"path": "0"}]} | ({} if axes is None else {"axes": axes})
+    group.attrs["multiscales"] = [multiscale]
+    volume = read_ome_zarr(tmp_path / "old.zarr")
+    assert volume.axes == tuple(axes or "tczyx")
+    assert set(volume.scale) == {1}
+    assert set(volume.units) == {None}
+
+
+@pytest.mark.parametrize("multiscale", ["text", {}, {"datasets": [{}]}, {"datasets": 3}])
+def test_nonsense_is_no_ome_zarr(tmp_path, multiscale):
+    zarr.open_group(str(tmp_path / "x.zarr"), mode="w").attrs["multiscales"] = [multiscale]
+    with pytest.raises(ValueError, match=r"The description of .*x.zarr must be as NGFF wants it"):
+        read_ome_zarr(tmp_path / "x.zarr")
+    assert not is_ome_zarr(tmp_path / "x.zarr")
 
 
 def test_nothing_is_replaced_by_half_a_file(labels, tmp_path):

@@ -234,9 +234,10 @@ class Pixels:
     def part(self, region: Box) -> Pixels:
         """Take a region for the image, with the statistics of the whole."""
         for piece, length in zip(region, self.shape, strict=True):
-            if not 0 <= piece.start < piece.stop <= length:
+            if None in (piece.start, piece.stop) or not 0 <= piece.start < piece.stop <= length:
                 raise ValueError(
-                    f"`region` must lie in the image of {self.shape} pixels, got {region}."
+                    f"`region` must lie in the image of {self.shape} pixels, got {region}. Give "
+                    "start and stop of rows and columns."
                 )
         part = copy(self)
         part.origin = (self.origin[0] + region[0].start, self.origin[1] + region[1].start)
@@ -365,8 +366,8 @@ def segment(image: Any, model: TrainedModel, **options: Any) -> np.ndarray:
     Args:
         image: (y, x) or (y, x, c), any size and any real type; see `predict`.
         model: Network, representation and normalisation, from `load_model`.
-        **options: Keywords of `predict`: `scale`, `tile_size`, `halo`, `batch_size`, `device`,
-            `precision`, `progress`.
+        **options: Keywords of `predict`: `region`, `scale`, `tile_size`, `halo`, `batch_size`,
+            `device`, `precision`, `progress`.
 
     Returns:
         (y, x) int32 labels. 0 is background, objects are numbered from 1 without gaps; for a

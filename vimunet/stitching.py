@@ -1,7 +1,7 @@
 """Which objects of neighbouring blocks or slices are one: numpy in, numpy out.
 
-Blocks that lie side by side are compared where they touch, the last line of one with the first
-line of the other; slices of a stack are compared whole. What are partners there is one object.
+Blocks that lie side by side are compared on a line that both of them saw; slices of a stack are
+compared whole. What are partners there is one object.
 """
 
 from collections.abc import Iterable, Sequence
@@ -11,33 +11,50 @@ import numpy as np
 from scipy.sparse import coo_array
 from scipy.sparse.csgraph import connected_components
 
-from vimunet.matching import Overlap
+from vimunet.matching import Overlap, renumbered
 
 
-def partners(one: np.ndarray, other: np.ndarray, threshold: float) -> np.ndarray:
+def partners(faces: Iterable[tuple[np.ndarray, np.ndarray]], threshold: float) -> np.ndarray:
     """Pair the objects of two faces that lie on each other.
 
     Args:
-        one: Labels, non-negative integers, of any shape; 0 is background.
-        other: Labels of the same shape.
+        faces: The labels of the one and of the other, non-negative integers of the same shape, 0
+            is background; in one piece, or in as many as one likes.
         threshold: Least intersection over union of a pair, in (0, 1].
 
     Returns:
-        (n, 2) labels, of `one` and of `other`, each in one pair at most; see `Overlap.matches`.
+        (n, 2) labels, of the one and the other, each in one pair at most; see `Overlap.matches`.
 
     Raises:
         ValueError: If the threshold is out of its range, or the shapes differ.
 
     Examples:
-        >>> partners(np.array([1, 1, 1, 0, 2]), np.array([7, 7, 0, 0, 8]), 0.5)
+        >>> one, other = np.array([1, 1, 1, 0, 2]), np.array([7, 7, 0, 0, 8])
+        >>> partners([(one, other)], 0.5)
+        array([[1, 7],
+               [2, 8]])
+        >>> partners([(one[:2], other[:2]), (one[2:], other[2:])], 0.5)
         array([[1, 7],
                [2, 8]])
     """
     if not 0 < threshold <= 1:
         raise ValueError(f"The threshold of an IoU must be in (0, 1], got {threshold}.")
-    rows, columns, _ = Overlap.between(one, other).matches(threshold)
+    rows = [_shared_pixels(one, other) for one, other in faces]
+    shared = np.concatenate([np.zeros((1, 3), np.int64), *rows])
+    pairs, where = np.unique(shared[:, :2], axis=0, return_inverse=True)
+    pixels = np.bincount(where.ravel(), weights=shared[:, 2]).astype(np.int64)
+    overlap = Overlap(renumbered(pairs[:, 0]), renumbered(pairs[:, 1]), pixels)
+    matched, other_matched, _ = overlap.matches(threshold)
+    ids, other_ids = (np.unique(pairs[:, side]) for side in (0, 1))
+    return np.stack([ids[matched], other_ids[other_matched]], axis=1)
+
+
+def _shared_pixels(one: np.ndarray, other: np.ndarray) -> np.ndarray:
+    """List (n, 3) labels of the one, labels of the other and how many pixels they share."""
+    overlap = Overlap.between(one, other)
     ids, other_ids = (np.unique(np.append(face, 0)) for face in (one, other))
-    return np.stack([ids[rows], other_ids[columns]], axis=1).astype(np.int64)
+    columns = [ids[overlap.predicted], other_ids[overlap.labelled], overlap.pixels]
+    return np.stack([column.astype(np.int64) for column in columns], axis=1)
 
 
 def joined_numbers(
@@ -88,7 +105,7 @@ def stitch_slices(labels: np.ndarray, threshold: float | None) -> np.ndarray:
     pairs = []
     if threshold is not None:
         pairs = [
-            (z, z + 1, partners(one, other, threshold))
+            (z, z + 1, partners([(one, other)], threshold))
             for z, (one, other) in enumerate(pairwise(labels))
         ]
     numbers = joined_numbers([int(plane.max(initial=0)) for plane in labels], pairs)

@@ -9,7 +9,6 @@ Source:
 """
 
 import itertools
-import os
 import shutil
 import warnings
 from collections.abc import Iterator, Sequence
@@ -17,6 +16,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
+from uuid import uuid4
 
 import numpy as np
 import zarr
@@ -80,6 +80,7 @@ def write_ome_zarr_labels(
     units: str | Sequence[str | None] = "pixel",
     axes: str | None = None,
     overwrite: bool = False,
+    read_size: int | None = None,
 ) -> None:
     """Write labels as an OME-Zarr file, completely or not at all.
 
@@ -94,6 +95,7 @@ def write_ome_zarr_labels(
         units: Of the scale along z, y and x; or one unit or None for each axis. "pixel" is none.
         axes: One letter for each axis, the last ones of "tzyx" by default.
         overwrite: Replace what is there, if it is a Zarr file.
+        read_size: Side in pixels of the blocks in which the labels are read; None: 512.
 
     Raises:
         TypeError: If the labels are not integers.
@@ -103,7 +105,7 @@ def write_ome_zarr_labels(
     path = Path(path)
     frame = _Frame.of(labels, axes, scale, translate, units)
     with _replacing_folder(path, overwrite) as temporary:
-        _write(temporary, labels, frame, path.name.split(".")[0])
+        _write(temporary, labels, frame, path.name.split(".")[0], read_size=read_size)
 
 
 def add_ome_zarr_labels(
@@ -172,15 +174,18 @@ def is_ome_zarr(path: str | Path) -> bool:
     return True
 
 
-def read_ome_zarr(path: str | Path) -> Volume:
+def read_ome_zarr(path: str | Path, level: int = 0) -> Volume:
     """Open an OME-Zarr image or label image; no pixel is read yet.
 
     Args:
-        path: The file, or `FILE/labels/NAME` for labels inside it.
+        path: The file, or `FILE/labels/NAME` for labels inside it. Of a file with a series of
+            images (bioformats2raw), `FILE/0` and so on; if there is only one, `FILE` is it.
+        level: Where the pyramid shall begin, 0 is the finest level.
 
     Raises:
         FileNotFoundError: If there is no such file.
-        ValueError: If it is not an OME-Zarr image. The message lists what is in it.
+        ValueError: If it is not an OME-Zarr image, or has no such level. The message lists what is
+            in it.
     """
     path = Path(path)
     if not path.is_dir():
@@ -191,19 +196,34 @@ def read_ome_zarr(path: str | Path) -> Volume:
         raise ValueError(f"{path} must be an OME-Zarr file: {error}") from error
     attributes = _attributes(group)
     attributes = attributes.get("ome", attributes)
+    if "bioformats2raw.layout" in attributes and "0" in group and "1" not in group:
+        return read_ome_zarr(path / "0", level)
     if not attributes.get("multiscales"):
         inside = ", ".join(sorted(group.keys())) or "nothing"
         raise ValueError(f"{path} must be an image with `multiscales`, but holds {inside}.")
-    multiscale = attributes["multiscales"][0]
-    axes = multiscale["axes"]
-    finest = multiscale["datasets"][0]
-    scale, translate = _transformed(len(axes), finest.get("coordinateTransformations", []))
-    outer_scale, outer_translate = _transformed(
-        len(axes), multiscale.get("coordinateTransformations", [])
-    )
+    try:
+        multiscale = attributes["multiscales"][0]
+        datasets = multiscale["datasets"]
+        # Version 0.3 only names the axes, those before have all five.
+        axes = [
+            {"name": axis} if isinstance(axis, str) else axis
+            for axis in multiscale.get("axes", "tczyx")
+        ]
+        names = tuple(axis["name"] for axis in axes)
+        if not 0 <= level < len(datasets):
+            raise ValueError(f"`level` must be from 0 to {len(datasets) - 1}, got {level}.")
+        scale, translate = _transformed(
+            len(axes), datasets[level].get("coordinateTransformations", [])
+        )
+        outer_scale, outer_translate = _transformed(
+            len(axes), multiscale.get("coordinateTransformations", [])
+        )
+        levels = tuple(_array(group, path, dataset["path"]) for dataset in datasets[level:])
+    except (AttributeError, KeyError, TypeError) as error:
+        raise ValueError(f"The description of {path} must be as NGFF wants it: {error}") from error
     return Volume(
-        levels=tuple(_array(group, path, dataset["path"]) for dataset in multiscale["datasets"]),
-        axes=tuple(axis["name"] for axis in axes),
+        levels=levels,
+        axes=names,
         scale=tuple((scale * outer_scale).tolist()),
         translate=tuple((translate * outer_scale + outer_translate).tolist()),
         units=tuple(axis.get("unit") for axis in axes),
@@ -309,6 +329,7 @@ def _write(
     name: str,
     source: str | None = None,
     levels: int | None = None,
+    read_size: int | None = None,
 ) -> None:
     """Write all levels and their description into a new folder."""
     group = zarr.open_group(str(folder), mode="w", zarr_format=3)
@@ -327,7 +348,8 @@ def _write(
             dimension_names=list(frame.axes),
         )
         step = 1 if level == 0 else 2
-        for block in _blocks(shape, array.chunks):
+        read_size = read_size or _CHUNK
+        for block in _blocks(shape, (*array.chunks[:-2], read_size, read_size)):
             reached = tuple(
                 slice(part.start * step, part.stop * step, step) if letter in "yx" else part
                 for part, letter in zip(block, frame.axes, strict=True)
@@ -386,9 +408,11 @@ def _replacing_folder(path: Path, overwrite: bool) -> Iterator[Path]:
     if path.exists() and not any((path / name).exists() for name in ("zarr.json", ".zgroup")):
         raise FileExistsError(f"{path} is no Zarr file and is not replaced. Choose another name.")
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary, old = (path.with_name(f".{path.name}.{os.getpid()}.{end}") for end in ("new", "old"))
+    temporary, old = (path.with_name(f".{path.name}.{uuid4().hex}.{end}") for end in ("new", "old"))
     try:
         yield temporary
+        if path.exists() and not overwrite:
+            raise FileExistsError(f"{path} was written meanwhile, and is not replaced.")
         if path.exists():
             path.rename(old)
         temporary.rename(path)

@@ -106,7 +106,7 @@ def run(options: argparse.Namespace) -> int:
                 tqdm.write(f"{file}: {found}", file=sys.stdout)
     if options.part is None:
         print(f"{len(files) - failed} of {len(files)} images segmented into {options.output}")
-    else:
+    elif failed < len(files):
         print("Once all blocks are done, join them: the same command without --part.")
     return 1 if failed else 0
 
@@ -114,11 +114,13 @@ def run(options: argparse.Namespace) -> int:
 def _input_files(inputs: Sequence[str]) -> list[Path]:
     """Expand folders and patterns; what does not exist is kept, to be reported in its turn."""
     from vimunet.data.folder import list_images, natural_key
+    from vimunet.volumes import is_ome_zarr
 
     files: dict[Path, Path] = {}
     for name in inputs:
         path = Path(name)
-        if path.is_dir() and path.suffix.lower() not in (".zarr", ".n5"):
+        container = path.suffix.lower() in (".zarr", ".n5") or is_ome_zarr(path)
+        if path.is_dir() and not container:
             found = list_images(path)
         elif path.exists():
             found = [path]
@@ -135,7 +137,9 @@ def _output_files(file: Path, options: argparse.Namespace) -> dict[str, Path]:
 
     name, output = stem(file), options.output
     if _is_volume(file, options):
-        return {"labels": output / f"{name.removesuffix('.ome')}.ome.zarr"}
+        if file.resolve().parent.suffix == ".zarr":  # one image of several in a file
+            name = f"{stem(file.resolve().parent)}_{name}"
+        return {"labels": output / f"{name}.ome.zarr"}
     paths = {"labels": output / f"{name}.tif"}
     if options.save_maps:
         paths["maps"] = output / "maps" / f"{name}.tif"
@@ -175,15 +179,15 @@ def _is_volume(file: Path, options: argparse.Namespace) -> bool:
     """Tell whether a file is taken as OME-Zarr, with its axes and its pyramid."""
     from vimunet.volumes import is_ome_zarr
 
-    return options.key is None and file.suffix.lower() == ".zarr" and is_ome_zarr(file)
+    return options.key is None and file.is_dir() and is_ome_zarr(file)
 
 
 def _check_kinds(files: list[Path], options: argparse.Namespace) -> None:
     """Refuse options that are not for what was given."""
     volumes = [file for file in files if _is_volume(file, options)]
-    others = [file for file in files if file not in volumes]
+    others = [file for file in files if file.exists() and file not in volumes]
     for names, wrong, kind in (
-        (("save_maps", "overlay"), volumes, "images other than OME-Zarr"),
+        (("save_maps", "overlay"), volumes, "images other than OME-Zarr (or one `--key` in it)"),
         (("level", "channel", "part"), others, "OME-Zarr images"),
     ):
         for name in names:
@@ -227,17 +231,20 @@ def _segment_volume(
         output,
         level=options.level or 0,
         channel=options.channel,
+        stitch_threshold=options.stitch_threshold,
+        overwrite=options.overwrite,
         **prediction_options(options),
     )
     missing = volume.missing()
     if options.part is not None:
         number, count = options.part
-        missing = [block for block in missing if block % count == number - 1]
+        shares = [len(volume.blocks) * i // count for i in (number - 1, number)]
+        missing = [block for block in missing if block in range(*shares)]
     volume.run(missing, progress)
     if options.part is not None:
         left = len(volume.missing())
         return f"{len(volume.blocks) - left} of {len(volume.blocks)} blocks done"
-    return f"{volume.finish(options.stitch_threshold, options.overwrite)} objects"
+    return f"{volume.finish()} objects"
 
 
 def _segment_file(
