@@ -211,10 +211,11 @@ def test_more_objects_than_16_bits_hold(tmp_path, model_file, monkeypatch):
 def test_options_reach_the_library(pairs, model_file):
     image = pairs / "images" / "cell0.png"
     options = ["--tile-size", "32", "--halo", "8", "--min-size", "40", "--batch-size", "2"]
-    options += ["--scale", "1.5"]
+    options += ["--scale", "1.5", "--symmetries", "2"]
     assert run_segment(image, "--output", pairs / "out", *options, model=model_file) == 0
     labels = tifffile.imread(pairs / "out" / "cell0.tif")
-    maps = predict(read_image(image), load_model(model_file), scale=1.5, tile_size=32, halo=8)
+    settings = {"scale": 1.5, "symmetries": 2, "tile_size": 32, "halo": 8}
+    maps = predict(read_image(image), load_model(model_file), **settings)
     assert (labels == Boundaries(seed_radius=0, min_size=40).decode(maps)).all()
     assert min(np.bincount(labels.ravel())[1:]) >= 40
 

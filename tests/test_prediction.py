@@ -265,6 +265,36 @@ def test_region_outside_of_the_image(image, rows):
         predict(image, wrap(Fake()), region=(rows, slice(0, 5)))
 
 
+def test_symmetries_are_the_eight_of_the_square_and_are_undone(image):
+    network = Fake()
+    seen = []
+    network.logits = lambda image: seen.append(image[0, 0].numpy()) or image
+    maps = predict(image, wrap(network), symmetries=8)
+    first = normalize(image)[0]
+    expected = [np.rot90(side, turns) for side in (first, first.T) for turns in range(4)]
+    for one in expected:
+        assert sum(one.shape == other.shape and np.allclose(one, other) for other in seen) == 1
+    assert len(seen) == 8
+    np.testing.assert_allclose(maps[0], sigmoid(first), atol=1e-6)
+
+
+def test_maps_are_the_mean_over_symmetries(image):
+    """A network that sees the row of a pixel: its mean over all turns knows no direction."""
+    network = Fake(stride=4)
+    network.logits = lambda image: torch.linspace(-1, 1, image.shape[2])[:, None] + 0 * image
+    square = image[:100, :100]
+    once, mean = (predict(square, wrap(network), symmetries=count)[0] for count in (1, 8))
+    assert once[0, 0] < 0.3 < 0.7 < once[-1, 0]
+    turned = [np.rot90(side, turns) for side in (once, once.T) for turns in range(4)]
+    np.testing.assert_allclose(mean, np.mean(turned, axis=0), atol=1e-6)
+
+
+@pytest.mark.parametrize("symmetries", [0, 9])
+def test_symmetries_out_of_range(image, symmetries):
+    with pytest.raises(ValueError, match=f"`symmetries` must be from 1 to 8, got {symmetries}"):
+        predict(image, wrap(Fake()), symmetries=symmetries)
+
+
 @pytest.mark.parametrize("scale", [0, -1, 17, np.nan])
 def test_scale_out_of_range(image, scale):
     with pytest.raises(ValueError, match=f"`scale` must be from 1/16 to 16, got {scale}"):

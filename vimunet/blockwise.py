@@ -34,7 +34,7 @@ _BORDER_THRESHOLD = 0.5
 
 _SETTINGS = "settings.json"
 
-_THAT_MATTER = ("scale", "tile_size", "halo", "precision")
+_THAT_MATTER = ("scale", "tile_size", "halo", "symmetries", "precision")
 """Keywords of `predict` on which the labels depend."""
 
 

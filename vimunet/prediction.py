@@ -44,6 +44,18 @@ NORMALIZATIONS = ("image", "channel", "range")
 _READ_SIZE = 1024
 """Side in pixels of the blocks in which the mean and spread of an image are computed."""
 
+_POSITIONS = (
+    (0, False),
+    (2, False),
+    (1, False),
+    (3, False),
+    (0, True),
+    (2, True),
+    (1, True),
+    (3, True),
+)
+"""Quarter turns, and whether the image is mirrored before; in pairs that balance each other."""
+
 Box = tuple[slice, slice]
 
 
@@ -261,6 +273,7 @@ def predict(
     tile_size: int | None = None,
     halo: int = 64,
     batch_size: int = 1,
+    symmetries: int = 1,
     device: str | torch.device = "auto",
     precision: str = "auto",
     progress: Callable[[int, int], None] | None = None,
@@ -286,6 +299,8 @@ def predict(
         halo: Context around each tile in pixels, predicted and thrown away.
         batch_size: Tiles predicted together. 1 is the fastest choice on most CPUs, where tiles
             fight for the cache; on a GPU more may be faster.
+        symmetries: In how many of its 8 positions, turned and mirrored, the network sees each tile;
+            the maps are their mean. More take as many times longer and are a little better.
         device: "auto" is the network's own device if that is an accelerator, otherwise CUDA,
             MPS or CPU, whichever is there first. Move the network yourself before many calls:
             otherwise it travels with each.
@@ -318,6 +333,8 @@ def predict(
         )
     if batch_size < 1:
         raise ValueError(f"`batch_size` must be at least 1, got {batch_size}.")
+    if not 1 <= symmetries <= 8:
+        raise ValueError(f"`symmetries` must be from 1 to 8, got {symmetries}.")
     if not 1 / 16 <= scale <= 16:
         raise ValueError(
             f"`scale` must be from 1/16 to 16, got {scale}. It is the size of the objects in the "
@@ -336,14 +353,19 @@ def predict(
     tile_size = _choose_tile_size(pixels.shape, tile_size, halo, network.stride, network.max_size)
     tiles = tile_slices(pixels.shape, tile_size, halo, network.stride)
 
+    activation = model.representation.activation
     maps = np.empty((network.out_channels, *pixels.shape), dtype=np.float32)
     autocast = torch.autocast(run_device.type, dtype, enabled=dtype != torch.float32)
     with _borrowed(network, run_device), torch.inference_mode(), memory_kept(), autocast:
         for start in range(0, len(tiles), batch_size):
             batch = tiles[start : start + batch_size]
             windows = torch.from_numpy(np.stack([pixels.read(tile.window) for tile in batch]))
-            logits = network(windows.to(run_device))
-            activated = activate(logits, model.representation.activation).cpu().numpy()
+            windows = windows.to(run_device)
+            views = [
+                _placed(activate(network(_placed(windows, *at)), activation), *at, back=True)
+                for at in _POSITIONS[:symmetries]
+            ]
+            activated = torch.stack(views).mean(dim=0).cpu().numpy()
             if not np.isfinite(activated).all():
                 raise ValueError(
                     f"The network returned NaN in {str(dtype).removeprefix('torch.')}. "
@@ -367,7 +389,7 @@ def segment(image: Any, model: TrainedModel, **options: Any) -> np.ndarray:
         image: (y, x) or (y, x, c), any size and any real type; see `predict`.
         model: Network, representation and normalisation, from `load_model`.
         **options: Keywords of `predict`: `region`, `scale`, `tile_size`, `halo`, `batch_size`,
-            `device`, `precision`, `progress`.
+            `symmetries`, `device`, `precision`, `progress`.
 
     Returns:
         (y, x) int32 labels. 0 is background, objects are numbered from 1 without gaps; for a
@@ -480,6 +502,15 @@ def _borrowed(network: nn.Module, device: torch.device) -> Iterator[None]:
             network.to(home)
         for module, training in modes:
             module.training = training
+
+
+def _placed(images: Tensor, turns: int, mirrored: bool, back: bool = False) -> Tensor:
+    """Turn (b, c, y, x) by quarters, and mirror them along x before; or undo that."""
+    if back:
+        images = images.rot90(-turns, (2, 3))
+    if mirrored:
+        images = images.flip(3)
+    return images if back else images.rot90(turns, (2, 3))
 
 
 def _round_up(length: int, multiple: int) -> int:

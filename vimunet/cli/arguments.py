@@ -121,6 +121,14 @@ def add_prediction_options(command: argparse.ArgumentParser) -> None:
     command.add_argument(
         "--batch-size", type=int, default=1, help="tiles at a time (default: %(default)s)"
     )
+    command.add_argument(
+        "--symmetries",
+        type=int,
+        default=1,
+        metavar="1...8",
+        help="average over so many turned and mirrored views: slower, a little better "
+        "(default: %(default)s)",
+    )
     command.add_argument("--device", default="auto", help="cpu, cuda, cuda:1, mps (default: auto)")
     command.add_argument(
         "--precision",
@@ -132,5 +140,5 @@ def add_prediction_options(command: argparse.ArgumentParser) -> None:
 
 def prediction_options(options: argparse.Namespace) -> dict[str, Any]:
     """Pick the arguments of `vimunet.predict`."""
-    names = ("scale", "tile_size", "halo", "batch_size", "device", "precision")
+    names = ("scale", "tile_size", "halo", "batch_size", "symmetries", "device", "precision")
     return {name: getattr(options, name) for name in names}
