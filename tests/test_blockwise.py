@@ -211,6 +211,8 @@ def test_options_that_fail_leave_nothing_behind(disks, tmp_path):
     image = write_image(tmp_path / "image.zarr", disks, "zyx")
     with pytest.raises(ValueError, match="z = 0: `tile_size` must be at least"):
         BlockwiseSegmentation(image, wrap(), tmp_path / "found", tile_size=0).run()
+    with pytest.raises(ValueError, match="`scale` must be from 1/16 to 16, got 0"):
+        BlockwiseSegmentation(image, wrap(), tmp_path / "found", scale=0)
     assert [item.name for item in tmp_path.iterdir()] == ["image.zarr"]
 
 

@@ -22,7 +22,7 @@ import torch
 import zarr
 from zarr.storage import LocalStore
 
-from vimunet.prediction import Box, Pixels, predict
+from vimunet.prediction import Box, Pixels, check_scale, predict
 from vimunet.stitching import joined_numbers, partners
 from vimunet.volumes import read_ome_zarr, write_ome_zarr_labels
 
@@ -135,6 +135,7 @@ class BlockwiseSegmentation:
         self._channel = _chosen_channel(sizes, channel, network.in_channels)
         self._shape = tuple(sizes[axis] for axis in self.axes)
         scale = options.get("scale", 1.0)
+        check_scale(scale)
         self._block_size = max(1, round(block_size / scale))
         self.blocks = list(_blocks(self._shape, self._block_size, max(1, round(margin / scale))))
 
@@ -151,27 +152,20 @@ class BlockwiseSegmentation:
                 f"{self._joining} is there: either the blocks are being joined now, or that was "
                 f"interrupted. In the latter case rename it to {self._parts.name}."
             )
-        folder = Path(cast(LocalStore, self._array.store).root) / self._array.path
-        described = folder / ("zarr.json" if self._array.metadata.zarr_format == 3 else ".zarray")
-        self._settings = json.loads(
-            json.dumps(
-                {
-                    "image": str(source),
-                    "image written": described.stat().st_mtime_ns,
-                    "level": level,
-                    "channel": channel,
-                    "block_size": block_size,
-                    "margin": margin,
-                    "prediction": {name: options.get(name) for name in _THAT_MATTER},
-                    "weights": _checksum(model),
-                    "normalization": model.normalization,
-                    "representation": [
-                        type(model.representation).__name__,
-                        asdict(model.representation),
-                    ],
-                }
-            )
-        )
+        form = model.representation
+        settings = {
+            "image": str(source),
+            "image written": _written(self._array),
+            "level": level,
+            "channel": channel,
+            "block_size": block_size,
+            "margin": margin,
+            "prediction": {name: options.get(name) for name in _THAT_MATTER},
+            "weights": _checksum(model),
+            "normalization": model.normalization,
+            "representation": [type(form).__name__, asdict(form)],
+        }
+        self._settings = json.loads(json.dumps(settings))
         self._begun = self._parts.exists()
         if self._begun:
             self._check_parts()
@@ -390,6 +384,13 @@ class _Joined:
         number = self._places[*section, row // self._block_size, column // self._block_size]
         labels = self._numbers[number][self._read(number, "labels")]
         return labels.reshape([1] * len(section) + list(labels.shape))
+
+
+def _written(array: zarr.Array) -> int:
+    """Tell when an array was made, in nanoseconds; changes of its pixels do not show."""
+    folder = Path(cast(LocalStore, array.store).root) / array.path
+    described = folder / ("zarr.json" if array.metadata.zarr_format == 3 else ".zarray")
+    return described.stat().st_mtime_ns
 
 
 def _checksum(model: "TrainedModel") -> int:

@@ -335,11 +335,7 @@ def predict(
         raise ValueError(f"`batch_size` must be at least 1, got {batch_size}.")
     if not 1 <= symmetries <= 8:
         raise ValueError(f"`symmetries` must be from 1 to 8, got {symmetries}.")
-    if not 1 / 16 <= scale <= 16:
-        raise ValueError(
-            f"`scale` must be from 1/16 to 16, got {scale}. It is the size of the objects in the "
-            "training images over their size here."
-        )
+    check_scale(scale)
     run_device = _choose_device(device, network)
     dtype = _choose_precision(precision, run_device)
     pixels = image
@@ -415,6 +411,15 @@ def activate(logits: Tensor, activation: Literal["sigmoid", "softmax"]) -> Tenso
     """
     logits = logits.float()
     return logits.softmax(dim=1) if activation == "softmax" else logits.sigmoid()
+
+
+def check_scale(scale: float) -> None:
+    """Refuse a scale that `predict` cannot use."""
+    if not 1 / 16 <= scale <= 16:
+        raise ValueError(
+            f"`scale` must be from 1/16 to 16, got {scale}. It is the size of the objects in the "
+            "training images over their size here."
+        )
 
 
 def choose_device(device: str | torch.device = "auto") -> torch.device:
