@@ -101,7 +101,8 @@ INTRODUCTION = """# The paper's comparison on the stand-ins
 Each network has as many iterations as fit into the same minutes, alone on the machine: `python
 experiments/paper_table.py time`, `train` and `report`. 256 crops, batch 2, Adam 1e-4, flips and
 quarter turns, bfloat16; scored is the last iteration, with thresholds chosen on the validation
-images. Brackets: central 95 % over images (bootstrap); ±: standard deviation of the seeds."""
+images. Brackets: central 95 % over images (bootstrap); ±: standard deviation of the seeds. What it
+shows: [README.md](README.md#the-papers-comparison-in-equal-minutes)."""
 
 VALIDATION_INTERVAL = 400
 """Also that of saving, so that an interrupted run loses little. Scored is the last iteration."""
@@ -230,6 +231,9 @@ def report(runs: Path, output: Path) -> None:
                 json.loads(text) | memory(runs / run.name) | {"seconds": seconds[run.model]}
             )
     lines = [line for key, models in groups.items() for line in section(key, models)]
+    missing = [run.name for run in RUNS if not is_done(runs / run.name)]
+    if missing:
+        lines.append(f"\nNot made yet: {', '.join(missing)}.")
     with replacing(output / "paper_table.md") as temporary:
         temporary.write_text("\n".join([INTRODUCTION, *lines, ""]))
     draw(groups, output / "paper_table.png")

@@ -81,6 +81,7 @@ def test_table_of_finished_runs(table, tmp_path):
     assert cells[:7] == ["`unet`", "31.0 M", "0", "1200", "0.75", "15", "3.0"]
     assert cells[7:9] == [".670", ".642 (.622-.662)"]
     assert cells[-2:] == ["0.25", ".354"]
+    assert "Not made yet: em_boundaries_unetr_b_0, em_boundaries_vim_s_0, " in text
     info = json.loads((STORED / "em_unet" / "summary.json").read_text())["info"]
     assert f"Ceiling of the test images: .939. Weights: {info['licence']}." in text
     assert (tmp_path / "out" / "paper_table.png").stat().st_size > 5000
