@@ -3,6 +3,7 @@
 import argparse
 import csv
 import json
+import re
 import sys
 
 import numpy as np
@@ -52,6 +53,23 @@ def test_compare_says_at_once_that_matplotlib_is_missing(cells, monkeypatch, cap
     assert compared(cells) != 0
     assert "pip install 'vimunet[benchmark]'" in capsys.readouterr().err
     assert not (cells / "out").exists()
+
+
+def test_regions_that_others_cover_are_told(cells, capsys):
+    roifile = pytest.importorskip("roifile")
+    square = np.array([[20, 20], [40, 20], [40, 40], [20, 40]])
+    (cells / "imagej").mkdir()
+    for number in range(2):
+        regions = [roifile.ImagejRoi.frompoints(square + i, name=f"cell {i}") for i in range(2)]
+        regions.append(roifile.ImagejRoi.frompoints(square * 2 - 30, name="large"))
+        roifile.roiwrite(cells / "imagej" / f"{number}.zip", regions)
+    out = ["--labels", str(cells / "labels"), "--output", str(cells / "out")]
+    assert main(["compare", str(cells / "imagej"), *out]) == 0
+    told = (
+        "2 of 3 regions in .*1.zip are lost, because later regions cover them: 'cell 0', 'cell 1'"
+    )
+    assert re.search(f"imagej: 1: {told}", capsys.readouterr().out)
+    assert re.search(told.replace("'", "&#x27;"), (cells / "out" / "report.html").read_text())
 
 
 def test_gallery_is_as_large_as_the_report_makes_it():

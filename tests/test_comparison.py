@@ -2,6 +2,7 @@
 
 import csv
 import json
+import warnings
 
 import numpy as np
 import pytest
@@ -11,6 +12,7 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 from scipy.stats import permutation_test
 
+from vimunet.bridges.predictions import Predictions
 from vimunet.comparison import (
     LABELLED_FATES,
     PREDICTED_FATES,
@@ -19,6 +21,7 @@ from vimunet.comparison import (
     write_tables,
 )
 from vimunet.comparison.fates import fates
+from vimunet.comparison.report import write_report
 from vimunet.comparison.scoring import sign_flip_test
 from vimunet.evaluation import confidence_interval, evaluate, evaluate_folders
 from vimunet.matching import Overlap
@@ -221,6 +224,28 @@ def test_size_classes_hold_all_objects_and_the_same_ones(folders):
         assert sum(row[fate] for fate in LABELLED_FATES[1:]) == row["objects"]
     # one pixel off hurts the small ones most
     assert good[0]["found"] / good[0]["objects"] < good[-1]["found"] / good[-1]["objects"]
+
+
+def test_what_a_reader_says_is_kept_and_changes_no_score(folders, monkeypatch):
+    plain = compare(folders / "labels", {"good": folders / "good"})["methods"]["good"]
+    read = Predictions.read
+
+    def talking(self, name, size):
+        if name == "cell5":
+            warnings.warn("2 of 9 regions are <lost>.", stacklevel=2)
+        return read(self, name, size)
+
+    monkeypatch.setattr(Predictions, "read", talking)
+    result = compare(folders / "labels", {"good": folders / "good"})
+    told = result["methods"]["good"]
+    assert plain["notes"] == []
+    assert told["notes"] == [{"name": "cell5", "note": "2 of 9 regions are <lost>."}]
+    assert told["images"] == plain["images"]
+    assert told["problems"] == []
+    write_report(result, folders / "report.html")
+    page = (folders / "report.html").read_text()
+    assert "<b>good</b>: 2 of 9 regions are &lt;lost&gt;. (1): cell5</li>" in page
+    assert "count as if nothing had been found" not in page
 
 
 def test_what_cannot_be_scored_counts_as_empty_and_is_told(folders):

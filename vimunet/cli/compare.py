@@ -185,5 +185,7 @@ def _print(result: dict[str, Any]) -> None:
     for name, method in methods:
         for problem, images in _problems(method).items():
             print(f"{name}: {problem}; scored as empty: {some_of(images)}")
+        for entry in method["notes"]:
+            print(f"{name}: {entry['name']}: {entry['note']}")
         if method["extra"]:
             print(f"{name}: no labels, not scored: {some_of(method['extra'])}")

@@ -128,6 +128,8 @@ def _problems(result: dict[str, Any]) -> Iterator[str]:
         for entry in method["problems"]:
             grouped.setdefault(entry["problem"], []).append(entry["name"])
         empty |= bool(grouped)
+        for entry in method.get("notes", ()):
+            grouped.setdefault(entry["note"], []).append(entry["name"])
         if extra := method.get("extra"):
             grouped["predictions without labels of their name, not scored"] = extra
         for problem, images in grouped.items():

@@ -1,6 +1,7 @@
 """The scores of folders of predictions, from whatever tools, against one folder of labels."""
 
 import itertools
+import warnings
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -71,7 +72,8 @@ def compare(
         `ceilings` (mSA and confidence interval) and `methods`. Of each method: folder, tool,
         seconds_per_image; `images`, one row of scores and counts of fates each; `mean`,
         `confidence` and `total` over images; `by_size`, the fates of small to large objects, in
-        five classes of equally many; `problems`; `extra`, predictions without labels;
+        five classes of equally many; `problems`; `notes`, what a reader had to say about a file
+        that it read; `extra`, predictions without labels;
         `against_best`: mean difference of mSA to the best method on the same images, its
         confidence interval, p of `sign_flip_test`, and on how many images it wins, ties and loses.
 
@@ -147,6 +149,7 @@ def compare(
             "seconds_per_image": seconds.get(name),
             **summarize(scorer.rows, _COUNTS),
             "problems": scorer.problems,
+            "notes": scorer.notes,
             "extra": sorted(scorer.predictions.files.keys() - set(names), key=natural_key),
             "against_best": None if name == best else _against(accuracies[name], accuracies[best]),
             "by_size": _by_size(areas, np.concatenate(scorer.fates), classes),
@@ -205,6 +208,7 @@ class _Scorer:
         self.predictions, self.protocol, self.threshold = predictions, protocol, threshold
         self.rows: list[dict[str, Any]] = []
         self.problems: list[dict[str, str]] = []
+        self.notes: list[dict[str, str]] = []
         self.fates: list[NDArray[np.uint8]] = []
         self.areas: list[NDArray[np.int64]] = []
         self.numbering = _Numbering()
@@ -247,7 +251,10 @@ class _Scorer:
         if name not in self.predictions.files:
             return nothing, NOTHING_FOUND if self.predictions.missing_is_empty else "no file"
         try:
-            prediction = self.predictions.read(name, (shape[-2], shape[-1]))
+            with warnings.catch_warnings(record=True) as told:
+                warnings.simplefilter("always", UserWarning)
+                prediction = self.predictions.read(name, (shape[-2], shape[-1]))
+            self.notes += [{"name": name, "note": str(warning.message)} for warning in told]
         except (OSError, ValueError, TypeError) as error:
             return nothing, f"cannot be read: {error}"
         if prediction.shape != shape:
