@@ -361,7 +361,8 @@ def predict(
                 _placed(activate(network(_placed(windows, *at)), activation), *at, back=True)
                 for at in _POSITIONS[:symmetries]
             ]
-            activated = torch.stack(views).mean(dim=0).cpu().numpy()
+            mean = torch.stack(views).mean(dim=0) if symmetries > 1 else views[0]
+            activated = mean.cpu().numpy()
             if not np.isfinite(activated).all():
                 raise ValueError(
                     f"The network returned NaN in {str(dtype).removeprefix('torch.')}. "
@@ -511,11 +512,13 @@ def _borrowed(network: nn.Module, device: torch.device) -> Iterator[None]:
 
 def _placed(images: Tensor, turns: int, mirrored: bool, back: bool = False) -> Tensor:
     """Turn (b, c, y, x) by quarters, and mirror them along x before; or undo that."""
-    if back:
+    if back and turns:
         images = images.rot90(-turns, (2, 3))
     if mirrored:
         images = images.flip(3)
-    return images if back else images.rot90(turns, (2, 3))
+    if turns and not back:
+        images = images.rot90(turns, (2, 3))
+    return images  # as they came, not a copy, where nothing turns
 
 
 def _round_up(length: int, multiple: int) -> int:
