@@ -134,7 +134,7 @@ def add_prediction_options(command: argparse.ArgumentParser) -> None:
         "--precision",
         choices=("auto", "float32", "bfloat16", "float16"),
         default="auto",
-        help="of the network (default: bfloat16 on CUDA, else float32)",
+        help="of the network (default: bfloat16 where the device computes with it, else float32)",
     )
 
 

@@ -35,7 +35,8 @@ def add_parser(commands: Commands) -> None:
         "--output",
         type=Path,
         default=Path("segmented"),
-        help="folder for NAME.tif, maps/NAME.tif and overlays/NAME.png (default: %(default)s)",
+        help="folder for NAME.tif (of OME-Zarr NAME.ome.zarr), maps/NAME.tif and overlays/NAME.png "
+        "(default: %(default)s)",
     )
     command.add_argument("--save-maps", action="store_true", help="also write the predicted maps")
     command.add_argument(
