@@ -845,6 +845,47 @@ def test_new_objects_of_a_stack_have_numbers_of_their_own(viewer, widget, drawn)
     assert np.array_equal(layer.data[1], stack[1])
 
 
+def test_slices_are_stitched_in_a_new_layer(viewer, widget, cells, segment, qtbot):
+    correct = widget.correct
+    image = np.stack([cells, np.roll(cells, 3, axis=1), np.zeros_like(cells), cells])[:, None]
+    viewer.add_image(image, name="volume", scale=(5, 1, 2, 2))
+    widget.segment.slices.setCurrentIndex(1)
+    layer = segment()
+    widget.tabs.setCurrentWidget(correct)
+    before = layer.data.copy()
+    assert len(objects(layer)) == 15
+    correct.stitch_button.click()
+    finish(widget, qtbot)
+    stitched = widget.labels.layer
+    assert stitched.name == "volume (nuclei), stitched"
+    assert "Stitched: 10 objects" in widget.tasks.text.text()
+    assert len(objects(stitched)) == 10  # the empty slice ends them
+    assert stitched.data[0, 0, 30, 30] == stitched.data[1, 0, 30, 33] != stitched.data[3, 0, 30, 30]
+    assert np.array_equal(stitched.data > 0, before > 0)
+    assert tuple(stitched.scale) == (5, 1, 2, 2)
+    assert (layer.visible, stitched.visible) == (False, True)
+    assert np.array_equal(layer.data, before)
+    source = widget.session.source(stitched)
+    assert widget.session.maps.get(source, (1, 0)) is not None  # so that splits follow the maps
+    correct.overlap.setValue(0.9)
+    widget.labels.choose(layer)
+    correct.stitch_button.click()
+    finish(widget, qtbot)
+    assert len(objects(widget.labels.layer)) == 15
+    assert not messages()
+
+
+def test_stitching_is_offered_for_stacks_alone(viewer, widget, drawn):
+    assert not widget.correct.slices.isVisible()
+    layer = viewer.add_labels(np.stack([drawn.data, drawn.data]), name="stack")
+    assert widget.correct.slices.isVisible()
+    viewer.layers.remove(layer)
+    assert not widget.correct.slices.isVisible()
+    viewer.layers.remove(drawn)
+    widget.correct.stitch_button.click()
+    assert "Labels must be there to be corrected" in messages()[-1]
+
+
 def test_redrawing_does_not_take_a_neighbour(viewer, widget, drawn):
     before = drawn.data.copy()
     # Mostly background, a corner of object 3: a new object.

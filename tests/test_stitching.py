@@ -64,3 +64,14 @@ def test_an_object_that_moves_is_followed_until_it_is_missing():
     assert stitch_slices(planes, 0.6).max(axis=(1, 2)).tolist() == [1, 1, 1, 0, 2]  # IoU 3/5
     assert stitch_slices(planes, 0.61).max(axis=(1, 2)).tolist() == [1, 2, 3, 0, 4]
     assert stitch_slices(planes, None).max(axis=(1, 2)).tolist() == [1, 2, 3, 0, 4]
+
+
+def test_several_stacks_with_any_numbers():
+    planes = np.zeros((2, 2, 1, 4), int)
+    planes[0, :, 0, :2] = 7, 5
+    planes[0, 1, 0, 3] = 90
+    planes[1, :, 0, :2] = 5
+    stitched = stitch_slices(planes, 0.5)  # the last slice of a stack never meets the next stack
+    assert stitched[:, :, 0].tolist() == [[[2, 1, 0, 0], [2, 1, 0, 3]], [[4, 4, 0, 0]] * 2]
+    assert stitched.dtype == np.int64
+    assert stitch_slices(np.zeros((0, 3, 4), int), 0.5).shape == (0, 3, 4)

@@ -258,9 +258,12 @@ class BlockwiseSegmentation:
                 )
             temporary.replace(self._part(number))
         except FileNotFoundError as error:
-            raise RuntimeError(f"{self._parts} vanished: another process joined it.") from error
+            raise self._vanished() from error
         finally:
             temporary.unlink(missing_ok=True)
+
+    def _vanished(self) -> RuntimeError:
+        return RuntimeError(f"{self._parts} vanished: another process joined the blocks.")
 
     def _begin(self) -> None:
         """Make the folder of the parts, once; of several processes one does."""
@@ -284,15 +287,19 @@ class BlockwiseSegmentation:
             The number of objects.
 
         Raises:
-            RuntimeError: If blocks are missing.
-            FileNotFoundError: If another process joins them already.
+            RuntimeError: If blocks are missing, or another process joins them already.
             FileExistsError: If something was written to `output` meanwhile.
         """
+        if self._begun and not self._parts.exists():
+            raise self._vanished()
         if missing := self.missing():
             raise RuntimeError(
                 f"All {len(self.blocks)} blocks must be done, {len(missing)} are missing. Run them."
             )
-        self._parts.rename(self._joining)  # the claim: only one process can do this
+        try:
+            self._parts.rename(self._joining)  # the claim: only one process can do this
+        except FileNotFoundError as error:
+            raise self._vanished() from error
         parts, self._parts = self._parts, self._joining
         try:
             numbers = self._numbers()
@@ -352,9 +359,8 @@ class BlockwiseSegmentation:
         """Pair the objects of neighbouring sections along z, over all blocks together."""
         if self._stitch_threshold is None:
             return
-        sections: dict[tuple[int, ...], list[int]] = {}
-        for number, block in enumerate(self.blocks):
-            sections.setdefault(block.section, []).append(number)
+        numbered = groupby(range(len(self.blocks)), lambda number: self.blocks[number].section)
+        sections = {section: list(group) for section, group in numbered}
         for (*time, z), here in sections.items():
             below = sections.get((*time, z + 1), [])
             faces = (

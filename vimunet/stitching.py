@@ -5,7 +5,6 @@ compared whole. What are partners there is one object.
 """
 
 from collections.abc import Iterable, Sequence
-from itertools import pairwise
 
 import numpy as np
 from scipy.sparse import coo_array
@@ -90,23 +89,28 @@ def joined_numbers(
 
 
 def stitch_slices(labels: np.ndarray, threshold: float | None) -> np.ndarray:
-    """Make objects of a stack of the objects of its slices.
+    """Make objects of stacks of the objects of their slices.
 
     An object goes on as its partner in the next slice; it never splits or merges on its way, and a
     slice in which it is missing ends it.
 
     Args:
-        labels: (z, y, x) labels, each slice with its own; a number may return in another slice.
+        labels: (..., z, y, x) labels, each slice with its own; a number may return in another
+            slice. Objects of different stacks are different.
         threshold: See `partners`. None: the objects of different slices are different.
 
     Returns:
-        (z, y, x) int64 labels, 1, 2, ... without gaps if the slices had none.
+        (..., z, y, x) int64 labels, 1, 2, ... without gaps.
     """
+    *_, depth, height, width = labels.shape
+    slices = [renumbered(plane) for plane in labels.reshape(-1, height, width)]
     pairs = []
     if threshold is not None:
         pairs = [
-            (z, z + 1, partners([(one, other)], threshold))
-            for z, (one, other) in enumerate(pairwise(labels))
+            (z - 1, z, partners([(slices[z - 1], slices[z])], threshold))
+            for z in range(len(slices))
+            if z % depth
         ]
-    numbers = joined_numbers([int(plane.max(initial=0)) for plane in labels], pairs)
-    return np.stack([table[plane] for table, plane in zip(numbers, labels, strict=True)])
+    numbers = joined_numbers([int(plane.max(initial=0)) for plane in slices], pairs)
+    joined = [table[plane] for table, plane in zip(numbers, slices, strict=True)]
+    return np.array(joined, np.int64).reshape(labels.shape)

@@ -5,12 +5,21 @@ from typing import Any, NamedTuple
 
 import numpy as np
 from qtpy.QtCore import Qt
-from qtpy.QtWidgets import QGridLayout, QHBoxLayout, QPushButton, QVBoxLayout, QWidget
+from qtpy.QtWidgets import (
+    QDoubleSpinBox,
+    QGridLayout,
+    QHBoxLayout,
+    QPushButton,
+    QVBoxLayout,
+    QWidget,
+)
 
 from napari_vimunet import correction
 from napari_vimunet._controls import button, connect, guarded, note
+from napari_vimunet._tasks import Task
 from napari_vimunet.layers import camera, shown_position
 from napari_vimunet.planes import Index
+from vimunet.stitching import stitch_slices
 
 
 class Tool(NamedTuple):
@@ -79,12 +88,32 @@ class CorrectTab(QWidget):
         row.addWidget(self.undo_button)
         row.addWidget(self.redo_button)
         row.addWidget(self.border_button)
+        self.overlap = QDoubleSpinBox()
+        self.overlap.setRange(0.05, 1)
+        self.overlap.setSingleStep(0.05)
+        self.overlap.setValue(0.2)
+        self.overlap.setPrefix("overlap ≥ ")
+        self.overlap.setToolTip(
+            "Intersection over union from which objects of neighbouring slices are one"
+        )
+        self.stitch_button = button(
+            "Stitch slices",
+            self.stitch,
+            "Let objects go on from slice to slice, in a new layer. The last axis before y and x "
+            "is followed: z of a volume, or time",
+        )
+        self.slices = QWidget()
+        stitching = QHBoxLayout(self.slices)
+        stitching.setContentsMargins(0, 0, 0, 0)
+        stitching.addWidget(self.stitch_button, 1)
+        stitching.addWidget(self.overlap, 1)
         self.count = note()
         layout = QVBoxLayout(self)
         layout.addWidget(self.count)
         layout.addLayout(grid)
         layout.addWidget(self.hint)
         layout.addLayout(row)
+        layout.addWidget(self.slices)
         layout.addStretch()
         host.labels.changed.connect(self.stop_tool)
         host.labels.changed.connect(self.show_count)
@@ -299,10 +328,30 @@ class CorrectTab(QWidget):
         self._editable().redo()
         self.show_count()
 
+    def stitch(self) -> None:
+        """Make objects of a stack of those of its slices, in a new layer."""
+        host, layer = self._host, self._in_memory()
+        segmentation = host.session.segmentation(layer)
+        if segmentation is not None and segmentation.model.representation.labels_are_classes:
+            raise ValueError(f"Labels must be objects to be stitched, {layer.name} are classes.")
+        labels, threshold = layer.data.copy(), self.overlap.value()
+        lengths = [length for length in labels.shape[:-2] if length > 1]
+
+        def work(_: Task) -> np.ndarray:
+            stacks = labels.reshape(*lengths, *labels.shape[-2:])
+            return stitch_slices(stacks, threshold).astype(np.int32).reshape(labels.shape)
+
+        def finish(stitched: np.ndarray) -> None:
+            added = host.add_version(layer, stitched, "stitched")
+            host.say(f"Stitched: {stitched.max()} objects in {added.name}.")
+
+        host.tasks.run("Stitch", work, finish)
+
     @guarded
     def show_count(self) -> None:
-        """Say how many objects the shown plane has now."""
+        """Say how many objects the shown plane has now, and offer what its stack can have."""
         layer = self._host.labels.layer
+        self.slices.setVisible(layer is not None and any(n > 1 for n in layer.data.shape[:-2]))
         if not self.isVisible() or layer is None or not isinstance(layer.data, np.ndarray):
             self.count.setText("")
             return
@@ -310,7 +359,7 @@ class CorrectTab(QWidget):
         count = len(np.unique(labels[labels > 0]))
         self.count.setText(f"<span style='font-size:18pt'>{count}</span> objects in {layer.name}")
 
-    def _editable(self) -> Any:
+    def _in_memory(self) -> Any:
         layer = self._host.labels.layer
         if layer is None:
             raise ValueError(
@@ -322,6 +371,10 @@ class CorrectTab(QWidget):
                 f"Labels must be in memory to be corrected, but {layer.name} is {kind}. Make a "
                 "copy that is: viewer.add_labels(numpy.asarray(layer.data))."
             )
+        return layer
+
+    def _editable(self) -> Any:
+        layer = self._in_memory()
         if self._host.viewer.dims.ndisplay != 2:
             raise ValueError("The view must be two-dimensional to correct. Press Ctrl+Y.")
         return layer

@@ -1,6 +1,5 @@
 """The dock widget: image, model and labels above, one tab for each step, progress below."""
 
-from copy import copy
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -140,26 +139,40 @@ class VimunetWidget(QWidget):
         segmentation = self.session.source(layer)
         if not any(segmentation.is_corrected(index, layer.data[index]) for index in indices):
             return layer
-        twin = copy(segmentation)
-        twin.states = dict(segmentation.states)
         data = layer.data.copy()
         for index in indices:
             data[index] = 0
-            twin.states[index] = twin.states[index].emptied(data[index])
-        added = self._add_labels(data, f"{layer.name}, tuned", same_place(layer), twin)
-        self.session.maps.copy(segmentation, twin)
-        layer.visible = False
+        added = self.add_version(layer, data, "tuned")
+        states = self.session.source(added).states
+        for index in indices:
+            states[index] = states[index].emptied(data[index])
         show_info(f"Your corrections stay in {layer.name}; tuned labels are in {added.name}.")
         return added
 
+    def add_version(self, layer: Any, data: np.ndarray, what: str) -> Any:
+        """Add other labels in the place of a layer, which is hidden; give their layer.
+
+        What is known of the layer is known of the new one too; planes that differ count as
+        corrected.
+        """
+        known, twin = self.session.segmentation(layer), None
+        if known is not None:
+            twin = replace(known, states=dict(known.states))
+        added = self._add_labels(data, f"{layer.name}, {what}", same_place(layer), twin)
+        if known is not None:
+            self.session.maps.copy(known, self.session.source(added))
+        layer.visible = False
+        return added
+
     def _add_labels(
-        self, data: np.ndarray, name: str, place: dict[str, Any], segmentation: Segmentation
+        self, data: np.ndarray, name: str, place: dict[str, Any], segmentation: Segmentation | None
     ) -> Any:
         for layer in self.viewer.layers:
             if self.session.segmentation(layer) is not None:
                 layer.visible = False  # two results on each other cannot be read
         layer = self.viewer.add_labels(data, name=name, **place)
-        self.session.remember(layer, segmentation)
+        if segmentation is not None:
+            self.session.remember(layer, segmentation)
         self.labels.choose(layer)
         self.labels.changed.emit()  # only now it is known where they come from
         return layer
