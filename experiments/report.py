@@ -21,7 +21,7 @@ import imagecodecs
 import numpy as np
 from tqdm import tqdm
 
-from vimunet.checkpoint import load_model, save_model
+from vimunet.checkpoint import TrainedModel, load_model, save_model
 from vimunet.data import Sample
 from vimunet.evaluation import evaluate, summarize, tune_thresholds, write_csv, write_json
 from vimunet.files import replacing
@@ -102,14 +102,7 @@ def score_model(
     }
     tuned = default
     for split, samples in (("val", val_samples), ("test", test_samples)):
-        images, maps, labels, seconds = [], [], [], []
-        for sample in tqdm(samples, desc=split, disable=None):
-            image, annotated = sample.read()
-            started = time.perf_counter()
-            maps.append(predict(image, model))
-            seconds.append(time.perf_counter() - started)
-            images.append(image)
-            labels.append(annotated)
+        images, maps, labels, seconds = predict_samples(model, samples, split)
         if split == "val":
             tuned, _, _ = tune_thresholds(
                 default, maps, labels, labelled_pixels_only=labelled_pixels_only
@@ -122,7 +115,7 @@ def score_model(
             for name, recipe in recipes.items()
         }
         predictions["ceiling"] = [default.decode(default.encode(truth)) for truth in labels]
-        results: dict[str, Any] = {"median_seconds_per_image": statistics.median(seconds)}
+        results: dict[str, Any] = {"median_seconds_per_image": seconds}
         for name, predicted in predictions.items():
             rows = [
                 {
@@ -146,6 +139,26 @@ def score_model(
         draw_pairs(output / split, samples, images, predictions["tuned"], labels)
     write_json(output / "summary.json", summary)
     return summary
+
+
+def predict_samples(
+    model: TrainedModel, samples: list[Sample], name: str
+) -> tuple[list[np.ndarray], list[np.ndarray], list[np.ndarray], float]:
+    """Predict the maps of annotated images.
+
+    Returns:
+        Images, maps and labels, one of each per sample, and the median of the seconds.
+    """
+    images, maps, labels, seconds = [], [], [], []
+    for sample in tqdm(samples, desc=name, disable=None):
+        image, annotated = sample.read()
+        assert annotated is not None  # the splits only hold samples with labels
+        started = time.perf_counter()
+        maps.append(predict(image, model))
+        seconds.append(time.perf_counter() - started)
+        images.append(image)
+        labels.append(annotated)
+    return images, maps, labels, statistics.median(seconds)
 
 
 def _means(scores: dict[str, Any]) -> dict[str, Any]:

@@ -9,20 +9,16 @@ For each split the table has the scores with
 Perfect maps reach 1: reading classes from maps loses nothing.
 """
 
-import statistics
-import time
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import report
-from report import Split, draw_pairs
-from tqdm import tqdm
+from report import Split, draw_pairs, predict_samples
 
 from vimunet.checkpoint import load_model, save_model
 from vimunet.data import Sample
 from vimunet.evaluation import Protocol, write_csv, write_json
-from vimunet.prediction import predict
 from vimunet.representation import Semantic
 from vimunet.semantic_evaluation import evaluate_semantic, summarize_semantic, tune_threshold
 
@@ -59,19 +55,12 @@ def score_model(
     }
     tuned = default
     for split, samples in (("val", val_samples), ("test", test_samples)):
-        images, maps, labels, seconds = [], [], [], []
-        for sample in tqdm(samples, desc=split, disable=None):
-            image, annotated = sample.read()
-            started = time.perf_counter()
-            maps.append(predict(image, model))
-            seconds.append(time.perf_counter() - started)
-            images.append(image)
-            labels.append(annotated)
+        images, maps, labels, seconds = predict_samples(model, samples, split)
         if split == "val":
             tuned, _, _ = tune_threshold(default, maps, labels)
             summary["tuned"] = tuned.config()
             save_model(output / "tuned.safetensors", replace(model, representation=tuned))
-        results: dict[str, Any] = {"median_seconds_per_image": statistics.median(seconds)}
+        results: dict[str, Any] = {"median_seconds_per_image": seconds}
         for name, recipe in (("paper", default), ("default", default), ("tuned", tuned)):
             protocol: Protocol = "paper" if name == "paper" else "fair"
             rows = [
