@@ -5,9 +5,9 @@ import pytest
 from scipy.ndimage import gaussian_filter
 
 from vimunet.data import Sample
-from vimunet.data.augmentation import degrade, draw_zoom, resize
+from vimunet.data.augmentation import clear_out, degrade, draw_zoom, resize
 from vimunet.data.crops import RandomCrops
-from vimunet.representation import Boundaries
+from vimunet.representation import Boundaries, Semantic
 
 
 @pytest.fixture
@@ -78,3 +78,52 @@ def test_zoom_of_crops_is_the_one_asked_for():
     assert max(widths) <= 43
     with pytest.raises(ValueError, match="`zoom` must be two factors"):
         RandomCrops([sample], 64, Boundaries(), zoom=(2.0, 1.0))
+
+
+@pytest.fixture
+def square(rng):
+    """A bright square of 12 pixels on a dark background with noise, and its labels."""
+    labels = np.zeros((60, 80), np.uint16)
+    labels[20:32, 30:42] = 5
+    return (rng.normal(10, 2, (1, 60, 80)) + 50 * (labels > 0)).astype(np.float32), labels
+
+
+def test_cleared_images_have_nothing_but_a_rectangle(square):
+    image, labels = square
+    emptied, seen = 0, 0
+    for number in range(200):
+        cleared, left = clear_out(image, labels, np.random.default_rng(number))
+        assert (cleared.dtype, cleared.shape) == (image.dtype, image.shape)
+        kept = (cleared == image)[0]
+        assert (left[kept] == labels[kept]).all()
+        assert not left[~kept].any()
+        outside = cleared[0][~kept]
+        assert abs(np.median(outside) - 10) < 2 * outside.std() + 1
+        assert 0.2 < outside.std() < 5 * 2
+        emptied += not kept.any()
+        seen += left.any()
+        if kept.any():
+            rows, columns = np.flatnonzero(kept.any(1)), np.flatnonzero(kept.any(0))
+            assert kept[rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1].all()
+            assert kept.sum() <= 0.37 * kept.size
+    assert 70 <= emptied <= 130
+    assert 20 <= seen <= 100
+
+
+def test_what_has_no_background_is_not_cleared(square):
+    image, _ = square
+    labels = np.ones(image.shape[1:], int)
+    assert clear_out(image, labels, np.random.default_rng(0)) == (image, labels)
+
+
+def test_crops_are_cleared_where_there_may_be_nothing(square):
+    image, labels = square
+    sample = Sample("square", lambda: (image[0], labels))
+    empty = []
+    for representation in (Boundaries(), Boundaries(foreground=False), Semantic()):
+        crops = RandomCrops(
+            [sample], (60, 80), representation, augment=True, zoom=(1, 1), length=200
+        )
+        empty.append(sum(not crops.crop(index)[1].any() for index in range(200)))
+    assert 8 <= empty[0] <= 32  # one of ten is cleared, most of them keep no piece of the square
+    assert empty[1:] == [0, 0]

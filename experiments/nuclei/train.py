@@ -23,6 +23,6 @@ if __name__ == "__main__":
         splits.nuclei,
         "the 2018 Data Science Bowl",
         splits.LICENCE,
-        iterations=8000,
+        iterations=10000,
         zoom=(0.5, 1.8),
     )

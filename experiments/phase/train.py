@@ -23,6 +23,6 @@ if __name__ == "__main__":
         splits.phase,
         "Usiigaci",
         splits.LICENCE,
-        iterations=5000,
+        iterations=6000,
         zoom=(0.7, 1.4),
     )

@@ -1,6 +1,6 @@
 """Random changes of image quality, so that a network holds on images from other microscopes.
 
-Only pixels change here, except for `zoom`; flips and rotations belong to `crops.py`.
+Only `resize` and `clear_out` change labels too; flips and rotations belong to `crops.py`.
 """
 
 import numpy as np
@@ -69,3 +69,48 @@ def degrade(image: np.ndarray, rng: np.random.Generator) -> np.ndarray:
     if rng.random() < 0.25:
         unit = -unit
     return ((unit - unit.mean()) / (unit.std() + 1e-7)).astype(np.float32)
+
+
+def clear_out(
+    image: np.ndarray, labels: np.ndarray, rng: np.random.Generator
+) -> tuple[np.ndarray, np.ndarray]:
+    """Replace most of an image, or all of it, by background in which there is nothing.
+
+    Networks with instance norms blow up the noise of an empty piece of a large image to full
+    contrast: they must have seen that there is nothing in it. The background has the level of the
+    unlabelled pixels and a fifth to five times their median deviation, as white, coarse or smooth
+    noise, in steps or not. One of two images keeps a rectangle of 10 to 60 % of its sides.
+
+    Args:
+        image: (c, y, x) float image.
+        labels: (y, x) labels, 0 is background.
+        rng: Source of randomness.
+
+    Returns:
+        Image and labels of the same shape; the given ones if no pixel is background.
+    """
+    outside = image[:, labels == 0]
+    if not outside.size:
+        return image, labels
+    level = np.median(outside, axis=1)
+    deviation = np.median(np.abs(outside - level[:, None]), axis=1)
+    spread = np.maximum(deviation, 1e-3) * 5 ** rng.uniform(-1, 1)
+    grain = rng.choice([0.0, rng.uniform(0.4, 2.0), rng.uniform(10, 60)])
+    noise = gaussian_filter(rng.normal(size=image.shape), [0, grain, grain])
+    noise = (noise - noise.mean()) / (noise.std() + 1e-7)
+    if rng.random() < 0.5:
+        noise = np.round(noise * (levels := rng.uniform(0.5, 4))) / levels
+    empty = level[:, None, None] + spread[:, None, None] * noise
+    nothing = np.zeros_like(labels)
+    if rng.random() < 0.5:
+        sides = [max(1, round(length * rng.uniform(0.1, 0.6))) for length in labels.shape]
+        kept = tuple(
+            slice(start, start + side)
+            for side, start in (
+                (side, int(rng.integers(length - side + 1)))
+                for side, length in zip(sides, labels.shape, strict=True)
+            )
+        )
+        empty[(slice(None), *kept)] = image[(slice(None), *kept)]
+        nothing[kept] = labels[kept]
+    return empty.astype(image.dtype), nothing

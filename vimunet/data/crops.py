@@ -16,7 +16,10 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from vimunet.data import Sample
-from vimunet.data.augmentation import degrade, draw_zoom, resize
+from vimunet.data.augmentation import clear_out, degrade, draw_zoom, resize
+
+_CLEARED = 0.1
+"""Probability that a changed crop has little or nothing left in it."""
 
 _MOST_TRIES = 500
 
@@ -27,6 +30,11 @@ class Representation(Protocol):
     @property
     def labels_are_classes(self) -> bool:
         """Whether the values of labels are classes, not the numbers of objects."""
+        ...
+
+    @property
+    def has_background(self) -> bool:
+        """Whether a pixel may belong to no object."""
         ...
 
     def encode(self, labels: np.ndarray) -> np.ndarray:
@@ -123,8 +131,8 @@ class RandomCrops(Dataset):
         free_rotation: Probability that a crop is also rotated about its centre by any angle:
             the image bilinearly, the labels to the nearest pixel. What turns in from outside is
             0 and background. In [0, 1].
-        augment: Also change scale, contrast, sharpness, noise and illumination, see
-            `vimunet.data.augmentation`.
+        augment: Also change scale, contrast, sharpness, noise and illumination, and clear out one
+            of ten crops of objects on background, see `vimunet.data.augmentation`.
         zoom: With `augment`, crops are magnified by a factor between these two.
         min_objects: Draw another crop of the same sample, up to 500 times, until the crop has at
             least this many different label values, background counted: 2 leaves out crops that
@@ -225,6 +233,8 @@ class RandomCrops(Dataset):
                     for side, most in zip(labels.shape, self.crop_size, strict=True)
                 )
                 pixels, labels = resize(pixels, labels, scaled)
+            if self._may_be_empty and rng.random() < _CLEARED:
+                pixels, labels = clear_out(pixels, labels, rng)
             pixels = degrade(pixels, rng)
         missing = [
             (0, want - have) for want, have in zip(self.crop_size, labels.shape, strict=True)
@@ -244,6 +254,10 @@ class RandomCrops(Dataset):
     def name(self, index: int) -> str:
         """Return the name of the sample that item `index` is cut from."""
         return self.samples[self._number(index)].name
+
+    @property
+    def _may_be_empty(self) -> bool:
+        return self.representation.has_background and not self.representation.labels_are_classes
 
     def _number(self, index: int) -> int:
         """Return which sample item `index` is cut from."""
