@@ -496,7 +496,7 @@ def test_wrong_options_of_the_command(sections, tmp_path, capsys, options, messa
 
 def test_options_of_volumes_with_another_image(samples, tmp_path, capsys):
     image = samples / "neurites" / "test" / "images" / "z212.png"
-    for options in (["--level", "0"], ["--channel", "0"], ["--part", "1/2"]):
+    for options in (["--level", "0"], ["--part", "1/2"]):
         assert main(["segment", str(image), "--model", "neurites", *options]) == 2
         assert "is for OME-Zarr images, got" in capsys.readouterr().err
 

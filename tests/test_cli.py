@@ -15,7 +15,7 @@ import torch
 
 from vimunet.checkpoint import TrainedModel, embedded_models, load_model, save_model
 from vimunet.cli import main
-from vimunet.cli.segment import _slices
+from vimunet.cli.segment import _write_tiff
 from vimunet.cli.train import _split
 from vimunet.data import Sample
 from vimunet.data.folder import read_image, read_labels
@@ -180,22 +180,75 @@ def test_stack_is_segmented_slice_by_slice(pairs, model_file):
     assert len(list((out / "overlays" / "stack").iterdir())) == 3
 
 
-@pytest.mark.parametrize(
-    ("shape", "in_channels", "expected", "stacked"),
-    [
-        ((30, 40), 1, [(30, 40)], False),
-        ((30, 40, 3), 1, [(30, 40, 3)], False),
-        ((30, 40, 5), 5, [(30, 40, 5)], False),
-        ((5, 30, 40), 5, [(30, 40, 5)], False),
-        ((5, 30, 40), 1, [(30, 40)] * 5, True),
-        ((1, 30, 40), 1, [(30, 40)], True),
-        ((2, 30, 40, 3), 1, [(30, 40, 3)] * 2, True),
-    ],
-)
-def test_stacks_are_told_from_channels(shape, in_channels, expected, stacked):
-    slices, is_stack = _slices(np.zeros(shape), in_channels)
-    assert [image.shape for image in slices] == expected
-    assert is_stack == stacked
+def test_channel_of_a_tiff_is_chosen(pairs, model_file, capsys):
+    cells = [read_image(pairs / "images" / f"cell{i}.png") for i in range(3)]
+    file = pairs / "channels.ome.tif"
+    tifffile.imwrite(file, np.stack(cells), metadata={"axes": "CYX"}, photometric="minisblack")
+    assert run_segment(file, "--output", pairs / "out", model=model_file) == 1
+    assert "`channel` must be chosen, from 0 to 2" in capsys.readouterr().err
+    options = ["--channel", "2", "--overlay", "--output", pairs / "out"]
+    assert run_segment(file, *options, model=model_file) == 0
+    expected = segment(cells[2], load_model(model_file))
+    assert np.array_equal(tifffile.imread(pairs / "out" / "channels.tif"), expected)
+
+
+def test_series_of_stacks_keeps_its_axes(pairs, model_file):
+    cell = read_image(pairs / "images" / "cell0.png")
+    image = np.stack([cell, cell, cell[::-1]] * 2).reshape(2, 3, *cell.shape)
+    file = pairs / "series.tif"
+    tifffile.imwrite(file, image, imagej=True, metadata={"axes": "TZYX"})
+    options = ["--stitch-threshold", "0.9", "--save-maps", "--output", pairs / "out"]
+    assert run_segment(file, *options, model=model_file) == 0
+    with tifffile.TiffFile(pairs / "out" / "series.tif") as labels:
+        assert labels.series[0].axes == "TZYX"
+        found = labels.asarray()
+    assert np.array_equal(found[0, 0], found[0, 1])
+    assert not np.array_equal(found[0, 0], found[1, 0])  # stacks have objects of their own
+    assert np.array_equal(found[0] > 0, found[1] > 0)
+    with tifffile.TiffFile(pairs / "out" / "maps" / "series.tif") as maps:
+        assert (maps.series[0].axes, maps.series[0].shape) == ("TZCYX", (2, 3, 2, *cell.shape))
+
+
+def test_overlays_of_planar_images_and_of_shorter_stacks(pairs, model_file):
+    cell = read_image(pairs / "images" / "cell0.png")
+    out = pairs / "out"
+    options = ["--overlay", "--overwrite", "--output", out]
+    for slices in (5, 2):
+        np.save(pairs / "s.npy", np.stack([cell] * slices))
+        assert run_segment(pairs / "s.npy", *options, model=model_file) == 0
+        assert len(list((out / "overlays" / "s").iterdir())) == slices
+    tifffile.imwrite(pairs / "rgb.tif", np.stack([cell] * 3), photometric="rgb", metadata=None)
+    assert run_segment(pairs / "rgb.tif", *options, model=model_file) == 0
+    assert read_image(out / "overlays" / "rgb.png").shape == (*cell.shape, 3)
+
+
+def test_labels_are_written_before_pictures(pairs, model_file, monkeypatch):
+    def broken(*_):
+        raise OSError("disk full")
+
+    monkeypatch.setattr("vimunet.overlay.draw_overlay", broken)
+    file = pairs / "images" / "cell0.png"
+    out = pairs / "out"
+    assert run_segment(file, "--overlay", "--output", out, model=model_file) == 1
+    assert (out / "cell0.tif").exists()
+
+
+def test_files_above_four_gigabytes_can_be_written(tmp_path, monkeypatch):
+    seen = {}
+    monkeypatch.setattr(tifffile, "imwrite", lambda *_, **options: seen.update(options))
+    small, large = np.zeros((4, 4), np.uint16), np.broadcast_to(np.uint16(0), (2**16, 2**15, 1))
+    _write_tiff(tmp_path / "small.tif", small, "yx")
+    assert not seen["bigtiff"]
+    _write_tiff(tmp_path / "large.tif", large, "zyx")
+    assert seen["bigtiff"]
+
+
+def test_output_that_is_a_file_is_refused_at_once(pairs, model_file, capsys):
+    (pairs / "out").write_text("mine")
+    file = pairs / "images" / "cell0.png"
+    assert run_segment(file, "--output", pairs / "out", model=model_file) == 2
+    assert "`--output` must be a folder, got the file" in capsys.readouterr().err
+    assert (pairs / "out").read_text() == "mine"
 
 
 def test_more_objects_than_16_bits_hold(tmp_path, model_file, monkeypatch):

@@ -14,7 +14,7 @@ import zarr
 from PIL import Image
 
 from vimunet.data import folder
-from vimunet.data.folder import find_pairs, list_images, read_image, read_labels
+from vimunet.data.folder import find_pairs, list_images, read_image, read_labels, read_slices
 from vimunet.volumes import write_ome_zarr_labels
 
 GREY = np.arange(5 * 7, dtype=np.uint8).reshape(5, 7)
@@ -155,6 +155,127 @@ def test_channels_that_a_tiff_declares_come_last(tmp_path):
     np.testing.assert_array_equal(read_image(tmp_path / "stack.tif"), planes)
 
 
+def written(path, image, **options):
+    tifffile.imwrite(path, image, **options)
+    return path
+
+
+@pytest.mark.parametrize(
+    ("shape", "in_channels", "expected", "stack"),
+    [
+        ((30, 40), 1, (30, 40), ""),
+        ((30, 40, 3), 1, (30, 40, 3), ""),
+        ((30, 40, 5), 5, (30, 40, 5), ""),
+        ((5, 30, 40), 5, (30, 40, 5), ""),
+        ((5, 30, 40), 1, (5, 30, 40), "z"),
+        ((1, 30, 40), 1, (30, 40), ""),
+        ((2, 30, 40, 3), 1, (2, 30, 40, 3), "z"),
+        ((2, 6, 30, 40), 1, (2, 6, 30, 40), "tz"),
+    ],
+)
+@pytest.mark.parametrize("suffix", [".npy", ".tif"])
+def test_without_declared_axes_their_lengths_tell(
+    tmp_path, shape, in_channels, expected, stack, suffix
+):
+    image = np.arange(np.prod(shape), dtype=np.uint16).reshape(shape)
+    if suffix == ".npy":
+        np.save(path := tmp_path / "image.npy", image)
+    else:
+        path = written(tmp_path / "image.tif", image)
+    pixels, axes = read_slices(path, in_channels=in_channels)
+    assert (pixels.shape, axes) == (expected, stack)
+    source = image.squeeze()
+    assert np.array_equal(
+        pixels, source if pixels.shape == source.shape else source.transpose(1, 2, 0)
+    )
+
+
+@pytest.mark.parametrize("slices", [2, 3, 4, 5])
+@pytest.mark.parametrize("dtype", [np.uint8, np.uint16])
+def test_plain_stacks_of_any_length_are_stacks(tmp_path, rng, slices, dtype):
+    image = rng.integers(0, 99, (slices, 30, 40)).astype(dtype)  # 3 and 4 look like planar colours
+    pixels, axes = read_slices(written(tmp_path / "stack.tif", image))
+    assert axes == "z"
+    assert np.array_equal(pixels, image)
+
+
+def test_planar_colours_of_other_programs_are_colours(tmp_path, rng):
+    image = rng.integers(0, 99, (3, 30, 40), dtype=np.uint8)
+    path = written(tmp_path / "a.tif", image, photometric="rgb", metadata=None)
+    pixels, axes = read_slices(path)
+    assert axes == ""
+    assert np.array_equal(pixels, image.transpose(1, 2, 0))
+
+
+@pytest.mark.parametrize("count", [2, 3, 4, 5])
+def test_declared_channels_must_be_chosen(tmp_path, rng, count):
+    image = rng.integers(0, 99, (count, 30, 40), dtype=np.uint8)
+    path = written(
+        tmp_path / "a.ome.tif", image, metadata={"axes": "CYX"}, photometric="minisblack"
+    )
+    with pytest.raises(
+        ValueError, match=rf"must be chosen, from 0 to {count - 1}: the model takes 1"
+    ):
+        read_slices(path)
+    pixels, axes = read_slices(path, channel=1)
+    assert axes == ""
+    assert np.array_equal(pixels, image[1])
+    pixels, axes = read_slices(path, in_channels=count)
+    assert np.array_equal(pixels, image.transpose(1, 2, 0))
+    with pytest.raises(ValueError, match=rf"must be from 0 to {count - 1} .*, got {count}"):
+        read_slices(path, channel=count)
+
+
+def test_series_of_stacks_with_channels(tmp_path, rng):
+    image = rng.integers(0, 99, (2, 3, 4, 30, 40), dtype=np.uint16)
+    path = written(tmp_path / "a.tif", image, imagej=True, metadata={"axes": "TZCYX"})
+    pixels, axes = read_slices(path, channel=2)
+    assert axes == "tz"
+    assert np.array_equal(pixels, image[:, :, 2])
+
+
+def test_colours_may_be_chosen_and_grey_has_none(tmp_path, rng):
+    image = rng.integers(0, 99, (30, 40, 4), dtype=np.uint8)
+    Image.fromarray(image).save(tmp_path / "a.png")
+    assert np.array_equal(read_slices(tmp_path / "a.png", channel=2)[0], image[:, :, 2])
+    with pytest.raises(ValueError, match="must be from 0 to 2"):  # alpha is none
+        read_slices(tmp_path / "a.png", channel=3)
+    path = written(tmp_path / "grey.tif", image[:, :, 0])
+    with pytest.raises(
+        ValueError, match="`channel` is for images with channels, .*grey.tif has none"
+    ):
+        read_slices(path, channel=0)
+
+
+def test_pages_written_one_by_one_are_a_stack(tmp_path, rng):
+    image = rng.integers(0, 99, (4, 30, 40), dtype=np.uint8)
+    with tifffile.TiffWriter(tmp_path / "a.tif") as file:
+        for plane in image:
+            file.write(plane, compression="zlib")
+    pixels, axes = read_slices(tmp_path / "a.tif")
+    assert axes == "i"
+    assert np.array_equal(pixels, image)
+    with tifffile.TiffWriter(tmp_path / "b.tif") as file:
+        file.write(image[0])
+        file.write(image[0, ::2, ::2])  # a thumbnail
+    assert np.array_equal(read_image(tmp_path / "b.tif"), image[0])
+
+
+@pytest.mark.parametrize("options", [{}, {"compression": "zlib"}, {"byteorder": ">"}])
+def test_slices_of_a_tiff_with_channels_are_read_alone(folders, rng, options, monkeypatch):
+    image = rng.integers(0, 999, (6, 2, 30, 40)).astype(np.uint16)
+    labels = rng.integers(0, 9, (6, 30, 40)).astype(np.uint16)
+    axes = {"metadata": {"axes": "ZCYX"}, "photometric": "minisblack"}
+    tifffile.imwrite(folders[0] / "a.ome.tif", image, **axes, **options)
+    tifffile.imwrite(folders[1] / "a.tif", labels, photometric="minisblack", **options)
+    samples = find_pairs(*folders)
+    monkeypatch.setattr(tifffile.TiffPageSeries, "asarray", None)  # would read all of it
+    pixels, found = samples[4].read()
+    assert np.array_equal(pixels, image[4].transpose(1, 2, 0))
+    assert np.array_equal(found, labels[4])
+    assert pixels.dtype == np.uint16
+
+
 def test_alpha_of_a_tiff_is_dropped_but_a_fourth_channel_is_not(tmp_path):
     image = np.random.default_rng(0).integers(0, 9, (5, 7, 4), np.uint8)
     save(tmp_path / "rgba.tif", image, photometric="rgb", extrasamples=["unassalpha"])
@@ -195,6 +316,8 @@ def test_labels_keep_their_integer_dtype(tmp_path, dtype):
         (COLOUR, "got colours of shape .5, 7, 3."),
         (LABELS.astype(np.int16) - 1, "not be negative, got -1"),
         (np.uint8(255) * (LABELS > 0), "got only 0 and 255. A mask has one object"),
+        (np.uint16(255) * (LABELS > 0), "got only 0 and 255. A mask has one object"),
+        (np.int32(65535) * (LABELS > 0), "got only 0 and 65535. A mask has one object"),
         (np.zeros((2, 3, 5, 7), np.uint8), r"shape \(2, 3, 5, 7\)"),
     ],
 )

@@ -20,7 +20,7 @@ from vimunet.data.crops import RandomCrops
 from vimunet.data.folder import read_image
 from vimunet.models import build_model
 from vimunet.prediction import Pixels, normalize, predict, segment, tile_slices
-from vimunet.representation import Boundaries, Semantic
+from vimunet.representation import Boundaries, Distances, Semantic
 
 
 class Fake(nn.Module):
@@ -63,6 +63,10 @@ class AllMaps:
 
     min_size: int = 0
     activation: ClassVar[str] = "sigmoid"
+    has_background: ClassVar[bool] = True
+
+    def encode(self, labels):
+        return np.zeros((1, *labels.shape), np.float32)
 
     def decode(self, maps):
         return (maps[0] > 0.5).astype(np.int32)
@@ -346,8 +350,8 @@ def test_tiny_images(rng, shape, tile_size):
 def test_every_published_size_is_chosen_to_fit():
     network = Fake(max_size=96)
     predict(np.eye(90), wrap(network))  # fits whole
-    predict(np.eye(96, 200), wrap(network), halo=16)
-    predict(np.eye(500, 20), wrap(network), halo=16, batch_size=4)
+    predict(np.indices((96, 200))[1], wrap(network), halo=16)
+    predict(np.indices((500, 20))[0], wrap(network), halo=16, batch_size=4)
     assert network.seen[0] == (1, 1, 90, 90)
     assert max(max(shape[2:]) for shape in network.seen) == 96
 
@@ -366,18 +370,18 @@ def test_tiles_too_large_for_the_network_are_refused(options, message):
 
 def test_large_images_are_cut_by_themselves():
     network = Fake(stride=16)
-    predict(np.zeros((1024, 1024), np.uint8), wrap(network))
+    predict(np.eye(1024), wrap(network))
     assert network.seen == [(1, 1, 1024, 1024)]
-    predict(np.zeros((1025, 1024), np.uint8), wrap(network))
+    predict(np.eye(1025, 1024), wrap(network))
     assert max(side for shape in network.seen[1:] for side in shape[2:]) <= 1024
-    predict(np.zeros((1400, 1400), np.uint8), wrap(network), halo=500)
+    predict(np.eye(1400), wrap(network), halo=500)
     assert max(side for shape in network.seen for side in shape[2:]) <= 256 + 2 * 512
 
 
 def test_batches_are_of_equal_windows_and_progress_is_told():
     network, told = Fake(), []
     predict(
-        np.eye(100),
+        np.indices((100, 100)).sum(axis=0),
         wrap(network),
         tile_size=40,
         halo=4,
@@ -503,8 +507,26 @@ def test_normalizations_of_other_tools(rng):
         maps = predict(image, model, precision="float32")
         wanted = 1 / (1 + np.exp(-expected.transpose(2, 0, 1) / 64))
         np.testing.assert_allclose(maps, wanted, atol=1e-6)
-        constant = predict(np.full((5, 6, 3), 7.0), model, precision="float32")
-        assert (constant == 0.5).all()
+        constant = Pixels(np.full((5, 6, 3), 7.0), 3, normalization)
+        assert not constant.read((slice(0, 5), slice(0, 6))).any()
+
+
+@pytest.mark.parametrize("batch_size", [1, 4])
+def test_windows_without_contrast_have_nothing_in_them(rng, batch_size):
+    image = np.full((100, 100), 7.0)
+    image[60:, 60:] = rng.normal(size=(40, 40))
+    for representation in (Boundaries(), Boundaries(foreground=False), Distances(), Semantic(3)):
+        network = Fake(out_channels=len(representation.channels))
+        network.logits = lambda image, count=network.out_channels: (
+            image.expand(-1, count, -1, -1) * 0 + 3
+        )  # finds something everywhere
+        model = TrainedModel(network, representation)
+        maps = predict(image, model, tile_size=50, halo=0, batch_size=batch_size)
+        assert sum(shape[0] for shape in network.seen) == 1
+        assert (maps[:, 50:, 50:] > 0.3).all()
+        maps[:, 50:, 50:] = predict(image[:50, :50], model)
+        assert len(network.seen) == 1
+        assert not representation.decode(maps).any()
 
 
 def test_unknown_normalization_is_refused():

@@ -6,6 +6,8 @@ away from the border; nothing is blended. Images may be arrays or lazily indexed
 Dask): they are read window by window, so that beyond the maps themselves the memory does not
 grow with the image.
 
+A window without any contrast, such as the padding of a mosaic, is not predicted: nothing is there.
+
 This module knows nothing about files, nor about what the channels of a network mean.
 """
 
@@ -183,8 +185,15 @@ class Pixels:
             raise TypeError(f"Image must hold real numbers, got dtype {image.dtype}.")
         self.image = image
         self.shape: tuple[int, int] = (image.shape[0], image.shape[1])
+        count = 1 if len(image.shape) == 2 else image.shape[2]
         if in_channels is None:
-            in_channels = 1 if len(image.shape) == 2 else image.shape[2]
+            in_channels = count
+        if count not in (1, in_channels) and (count, in_channels) != (3, 1):
+            raise ValueError(
+                f"Image must have {in_channels} channels or one (or three for RGB to grey), got "
+                f"shape {tuple(image.shape)}. Choose a channel, image[..., 0] for example, or "
+                "leave out alpha: image[..., :3]."
+            )
         self.in_channels = in_channels
         self.origin = (0, 0)
         self.offset, self.spread = self._statistics(normalization)
@@ -355,20 +364,22 @@ def predict(
     with _borrowed(network, run_device), torch.inference_mode(), memory_kept(), autocast:
         for start in range(0, len(tiles), batch_size):
             batch = tiles[start : start + batch_size]
-            windows = torch.from_numpy(np.stack([pixels.read(tile.window) for tile in batch]))
-            windows = windows.to(run_device)
-            views = [
-                _placed(activate(network(_placed(windows, *at)), activation), *at, back=True)
-                for at in _POSITIONS[:symmetries]
-            ]
-            mean = torch.stack(views).mean(dim=0) if symmetries > 1 else views[0]
-            activated = mean.cpu().numpy()
-            if not np.isfinite(activated).all():
+            windows = np.stack([pixels.read(tile.window) for tile in batch])
+            blank = np.ptp(windows, axis=(2, 3)).max(axis=1) == 0
+            size = (len(batch), network.out_channels, *windows.shape[2:])
+            outputs = np.empty(size, np.float32)
+            if blank.any():
+                outputs[blank] = _nothing(model)[:, None, None]
+            if not blank.all():
+                visible = torch.from_numpy(windows[~blank]).to(run_device)
+                mean = _mean_of_views(network, visible, activation, symmetries)
+                outputs[~blank] = mean.cpu().numpy()
+            if not np.isfinite(outputs).all():
                 raise ValueError(
                     f"The network returned NaN in {str(dtype).removeprefix('torch.')}. "
                     f'Try `precision="float32"`; if it stays, the weights are broken.'
                 )
-            for tile, output in zip(batch, activated, strict=True):
+            for tile, output in zip(batch, outputs, strict=True):
                 inner = tuple(
                     slice(kept.start - seen.start, kept.stop - seen.start)
                     for kept, seen in zip(tile.inner, tile.window, strict=True)
@@ -397,6 +408,27 @@ def segment(image: Any, model: TrainedModel, **options: Any) -> np.ndarray:
         TypeError: See `predict`.
     """
     return model.representation.decode(predict(image, model, **options))
+
+
+def _nothing(model: TrainedModel) -> np.ndarray:
+    """Give the maps of a pixel where there is nothing to see."""
+    if not model.representation.has_background:
+        return np.ones(1, np.float32)  # all boundary, so that no object starts
+    return model.representation.encode(np.zeros((1, 1), np.uint8))[:, 0, 0]
+
+
+def _mean_of_views(
+    network: nn.Module,
+    windows: Tensor,
+    activation: Literal["sigmoid", "softmax"],
+    symmetries: int,
+) -> Tensor:
+    """Predict (b, c, y, x) windows in some of their positions; give the mean of the maps."""
+    views = [
+        _placed(activate(network(_placed(windows, *at)), activation), *at, back=True)
+        for at in _POSITIONS[:symmetries]
+    ]
+    return torch.stack(views).mean(dim=0) if symmetries > 1 else views[0]
 
 
 def activate(logits: Tensor, activation: Literal["sigmoid", "softmax"]) -> Tensor:

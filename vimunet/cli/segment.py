@@ -1,6 +1,7 @@
 """`vimunet segment`: image files in, label files out; OME-Zarr in, OME-Zarr out, block by block."""
 
 import argparse
+import shutil
 import sys
 from collections import Counter
 from collections.abc import Callable, Sequence
@@ -47,11 +48,12 @@ def add_parser(commands: Commands) -> None:
         "--stitch-threshold",
         type=_iou,
         metavar="IOU",
-        help="make one object of those in neighbouring slices (z) that overlap as much, e.g. 0.2",
+        help="make one object of those in neighbouring slices (z; t of a series of images) that "
+        "overlap as much, e.g. 0.2",
     )
     command.add_argument("--key", help="data set inside HDF5, Zarr or N5 files")
     command.add_argument("--level", type=int, help="of an OME-Zarr image, 0 is the finest")
-    command.add_argument("--channel", type=int, help="of an OME-Zarr image, from 0")
+    command.add_argument("--channel", type=int, help="of images with channels or colours, from 0")
     command.add_argument(
         "--part",
         type=_part,
@@ -152,15 +154,16 @@ def _output_files(file: Path, options: argparse.Namespace) -> dict[str, Path]:
 
 def _check_outputs(files: list[Path], options: argparse.Namespace) -> None:
     """Refuse, before anything is computed, to write over images, labels or each other."""
-    from vimunet.data.folder import stem
-
-    names = Counter(stem(file).casefold() for file in files)
-    doubles = [str(file) for file in files if names[stem(file).casefold()] > 1]
+    names = [_output_files(file, options)["labels"].stem.casefold() for file in files]
+    count = Counter(names)
+    doubles = [str(file) for file, name in zip(files, names, strict=True) if count[name] > 1]
     if doubles:
         raise ValueError(
             f"Images must differ by more than folder and extension, got {some_of(doubles)}. "
-            "Segment them into different folders."
+            "Rename them, or segment them one by one into different folders."
         )
+    if options.output.exists() and not options.output.is_dir():
+        raise ValueError(f"`--output` must be a folder, got the file {options.output}.")
     outputs = [path for file in files for path in _output_files(file, options).values()]
     image_folders = {file.resolve().parent for file in files}
     if any(path.resolve().parent in image_folders for path in outputs):
@@ -189,7 +192,7 @@ def _check_kinds(files: list[Path], options: argparse.Namespace) -> None:
     others = [file for file in files if file.exists() and file not in volumes]
     for names, wrong, kind in (
         (("save_maps", "overlay"), volumes, "images other than OME-Zarr (or one `--key` in it)"),
-        (("level", "channel", "part"), others, "OME-Zarr images"),
+        (("level", "part"), others, "OME-Zarr images"),
     ):
         for name in names:
             value = getattr(options, name)
@@ -257,67 +260,44 @@ def _segment_file(
     """Segment one file, slice by slice if it is a stack; return what was found."""
     import numpy as np
 
-    from vimunet.data.folder import read_image
+    from vimunet.data.folder import read_slices
     from vimunet.overlay import draw_overlay
     from vimunet.prediction import predict
     from vimunet.stitching import stitch_slices
 
     network: Any = model.network
-    image = read_image(file, options.key)
-    slices, stacked = _slices(image, network.in_channels)
+    pixels, stack = read_slices(
+        file, options.key, in_channels=network.in_channels, channel=options.channel
+    )
+    lengths = pixels.shape[: len(stack)]
+    slices = pixels.reshape(-1, *pixels.shape[len(stack) :])
     all_labels, all_maps = [], []
-    for pixels in slices:
-        maps = predict(pixels, model, progress=progress, **prediction_options(options))
+    for image in slices:
+        maps = predict(image, model, progress=progress, **prediction_options(options))
         all_labels.append(model.representation.decode(maps))
         if options.save_maps:
             all_maps.append(maps)
-    labels = np.stack(all_labels)
+    found: np.ndarray = np.stack(all_labels).reshape(*(lengths or (1,)), *slices.shape[1:3])
     classes = model.representation.labels_are_classes
     if not classes:
-        labels = stitch_slices(labels, options.stitch_threshold)
+        found = stitch_slices(found, options.stitch_threshold)
+    dtype = np.uint16 if found.max() < 2**16 else np.uint32
+    labels: np.ndarray = found.astype(dtype).reshape(*lengths, *slices.shape[1:3])
     paths = _output_files(file, options)
-    if options.overlay:
-        for z, (pixels, found) in enumerate(zip(slices, labels, strict=True)):
-            path = paths["overlays"] / f"z{z:03d}.png" if stacked else paths["overlay"]
-            _write_png(path, draw_overlay(pixels, found))
+    _write_tiff(paths["labels"], labels, f"{stack}yx")
     if options.save_maps:
-        _write_tiff(
-            paths["maps"], np.stack(all_maps) if stacked else all_maps[0], "ZCYX"[not stacked :]
-        )
-    dtype = np.uint16 if labels.max() < 2**16 else np.uint32
-    _write_tiff(
-        paths["labels"],
-        (labels if stacked else labels[0]).astype(dtype),
-        "ZYX"[not stacked :],
-    )
+        maps = np.stack(all_maps)
+        _write_tiff(paths["maps"], maps.reshape(*lengths, *maps.shape[1:]), f"{stack}cyx")
+    if options.overlay:
+        if paths["overlays"].is_dir():  # of a longer stack, maybe
+            shutil.rmtree(paths["overlays"])
+        planes = labels.reshape(-1, *slices.shape[1:3])
+        for z, (image, plane) in enumerate(zip(slices, planes, strict=True)):
+            path = paths["overlays"] / f"z{z:03d}.png" if stack else paths["overlay"]
+            _write_png(path, draw_overlay(image, plane))
     if classes:
         return f"{np.unique(labels[labels > 0]).size} classes besides background"
-    return f"{labels.max()} objects"
-
-
-def _slices(image: "np.ndarray", in_channels: int) -> tuple[list["np.ndarray"], bool]:
-    """Tell a stack from an image with channels.
-
-    Args:
-        image: (y, x), (y, x, c), (c, y, x), (z, y, x) or (z, y, x, c).
-        in_channels: Channels that the network takes.
-
-    Returns:
-        The images, (y, x) or (y, x, c), and whether they are the slices of a stack. A last axis
-        of at most 4, or of `in_channels`, holds channels; a first axis of `in_channels` too, if
-        the network takes more than one channel; any other first axis is z.
-    """
-    if image.ndim == 2:
-        return [image], False
-    if image.ndim == 4:
-        return list(image), True
-    if image.ndim != 3:
-        raise ValueError(f"Image must have 2 to 4 axes, got shape {image.shape}.")
-    if image.shape[2] <= 4 or image.shape[2] == in_channels > 1:
-        return [image], False
-    if image.shape[0] == in_channels > 1:
-        return [image.transpose(1, 2, 0)], False
-    return list(image), True
+    return f"{found.max()} objects"
 
 
 def _write_tiff(path: Path, image: "np.ndarray", axes: str) -> None:
@@ -332,14 +312,16 @@ def _write_tiff(path: Path, image: "np.ndarray", axes: str) -> None:
             photometric="minisblack",
             compression="zlib",
             predictor=image.dtype.kind == "f",
-            metadata={"axes": axes},
+            bigtiff=image.nbytes > 2**32 - 2**25,  # what compression saves is not known yet
+            metadata={"axes": axes.upper()},
         )
 
 
 def _write_png(path: Path, picture: "np.ndarray") -> None:
     import imagecodecs
+    import numpy as np
 
     from vimunet.files import replacing
 
     with replacing(path) as temporary:
-        temporary.write_bytes(imagecodecs.png_encode(picture))
+        temporary.write_bytes(imagecodecs.png_encode(np.ascontiguousarray(picture)))

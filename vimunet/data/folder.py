@@ -8,19 +8,23 @@ level. How axes are told apart:
   channel axis. If several fit, the axis the file declares as channels comes first, then the last
   axis, then the first. (z, y, x) labels make one sample per slice z.
 - Without labels, only what the file declares counts: colour images, TIFF and OME-Zarr files with a
-  channel axis come back with channels last, everything else as it is stored.
+  channel axis come back with channels last, everything else as it is stored. `read_slices` also
+  tells stacks from channels, by their lengths where the file says nothing.
+- The images of a TIFF file that have one shape are a stack; of different ones the first is read.
 - An alpha channel is dropped if the file declares it (PNG, TIFF with extra samples). Grey images
   stored as RGB stay RGB; `crops.to_channels` makes grey of them where a model wants it.
 """
 
+import math
 import re
+import struct
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import h5py
 import imagecodecs
@@ -28,6 +32,7 @@ import numpy as np
 import tifffile
 import zarr
 from PIL import Image
+from tifffile import TiffPage
 
 from vimunet.data import Sample
 from vimunet.volumes import is_ome_zarr, read_ome_zarr
@@ -38,7 +43,14 @@ _HDF5 = (".h5", ".hdf", ".hdf5")
 _CONTAINER = (*_HDF5, ".zarr", ".n5")
 IMAGE_SUFFIXES = (*_TIFF, *_PICTURE, *_CONTAINER, ".npy")
 LABEL_SUFFIXES = (*_TIFF, ".png", ".bmp", *_CONTAINER, ".npy")
-_UNREADABLE = (OSError, ValueError, RuntimeError, EOFError, tifffile.TiffFileError)
+_UNREADABLE = (
+    OSError,
+    ValueError,
+    RuntimeError,
+    EOFError,
+    struct.error,
+    tifffile.TiffFileError,
+)
 _MOST_LISTED = 20
 _MASK_HINT = (
     "A mask has one object only: give each object its own number first, "
@@ -69,14 +81,69 @@ def read_image(path: str | Path, key: str | None = None) -> np.ndarray:
     return image
 
 
+def read_slices(
+    path: str | Path, key: str | None = None, *, in_channels: int = 1, channel: int | None = None
+) -> tuple[np.ndarray, str]:
+    """Read an image file as what a network segments: one image, or a stack of them.
+
+    Where the file declares no axes, a last axis of at most 4, or of `in_channels`, holds colours;
+    a first axis of `in_channels` holds channels if that is more than one; the others are a stack.
+
+    Args:
+        path: File (or Zarr folder) to read.
+        key: Data set inside an HDF5, Zarr or N5 file; needed if there is more than one.
+        in_channels: Channels that the network takes.
+        channel: Which channel or colour to read; None: all.
+
+    Returns:
+        (..., y, x) or (..., y, x, c) pixels, and the names of the axes before y, a letter each:
+        "" for one image, "z" for a stack, "tz" for a series of them.
+
+    Raises:
+        FileNotFoundError: If `path` does not exist.
+        ValueError: If the format is unknown, `key` is missing or wrong, there is no such channel,
+            or none is chosen and the file declares another number than the network takes.
+    """
+    with _open(Path(path), key) as stored:
+        pixels, axes = stored.read(), stored.kept_axes
+    if not axes or "q" in axes:  # q: an axis of a TIFF file of which nothing is known
+        axes = _guessed_axes(pixels.shape, in_channels)
+    letter = next((letter for letter in "sc" if letter in axes), None)
+    if letter is not None:
+        pixels = np.moveaxis(pixels, axes.index(letter), -1)
+        count = pixels.shape[-1]
+        if letter == "c" and channel is None and count != in_channels:
+            raise ValueError(
+                f"`channel` must be chosen, from 0 to {count - 1}: the model takes {in_channels}, "
+                f"{path} has {count}."
+            )
+        if channel is not None and not 0 <= channel < count:
+            raise ValueError(f"`channel` must be from 0 to {count - 1} for {path}, got {channel}.")
+        if channel is not None:
+            pixels = pixels[..., channel]
+    elif channel is not None:
+        raise ValueError(f"`channel` is for images with channels, {path} has none. Leave it out.")
+    return pixels, "".join(axis for axis in axes if axis not in ("y", "x", letter))
+
+
+def _guessed_axes(shape: tuple[int, ...], in_channels: int) -> str:
+    """Name the axes of an image that does not name them itself; see `read_slices`."""
+    if not 2 <= len(shape) <= 4:
+        raise ValueError(f"Image must have 2 to 4 axes, got shape {shape}.")
+    colours = len(shape) > 2 and (shape[-1] <= 4 or shape[-1] == in_channels > 1)
+    if len(shape) == 3 and not colours and shape[0] == in_channels > 1:
+        return "cyx"
+    return ("tzyxs" if colours else "tzyx")[-len(shape) :]
+
+
 def read_labels(path: str | Path, key: str | None = None, *, masks: bool = False) -> np.ndarray:
     """Read one label image.
 
     Args:
         path: File (or Zarr folder) to read.
         key: Data set inside an HDF5, Zarr or N5 file; needed if there is more than one.
-        masks: For labels that are classes: take masks too. True, and 255 where there is nothing
-            else but 0, becomes class 1.
+        masks: For labels that are classes: take masks too. True, and 255 or 65535 where there is
+            nothing else but 0, becomes class 1.
 
     Returns:
         (y, x) or (z, y, x) labels in the integer dtype of the file, 0 = background. A PNG with a
@@ -218,8 +285,8 @@ class _Stored:
     """An open file, described before its pixels are read; axes of length 1 are left out."""
 
     array: Any  # has shape, dtype and slicing: an HDF5 or Zarr data set, a memory map, a file
-    declared: int | None = None  # the axis of `array` that the file declares as channels
-    alpha: bool = False  # if the file declares that the last channel is alpha
+    axes: str = ""  # of `array` if the file declares them: y, x, s colours, c channels, t, z, ...
+    alpha: bool = False  # if the file declares that the last colour is alpha
 
     @property
     def dtype(self) -> np.dtype:
@@ -231,9 +298,13 @@ class _Stored:
         return tuple(sizes[axis] for axis in _kept(sizes))
 
     @property
+    def kept_axes(self) -> str:
+        return "".join(self.axes[axis] for axis in _kept(self._sizes())) if self.axes else ""
+
+    @property
     def channel_axis(self) -> int | None:
-        kept = _kept(self._sizes())
-        return kept.index(self.declared) if self.declared in kept else None
+        axes = self.kept_axes
+        return next((axes.index(letter) for letter in "sc" if letter in axes), None)
 
     def read(self, index: int | None = None, axis: int = 0) -> np.ndarray:
         """Read everything, or the slice `index` along the kept axis `axis`."""
@@ -248,8 +319,8 @@ class _Stored:
 
     def _sizes(self) -> list[int]:
         sizes = list(self.array.shape)
-        if self.alpha and self.declared is not None:
-            sizes[self.declared] -= 1
+        if self.alpha:
+            sizes[self.axes.index("s")] -= 1
         return sizes
 
 
@@ -300,13 +371,13 @@ def _checked(labels: np.ndarray, path: Path, masks: bool) -> np.ndarray:
             f"Labels in {path} must not be negative, got {labels.min()}. "
             "Set pixels without an object to 0."
         )
-    if labels.size and labels.dtype == np.uint8 and labels.max() == 255:
-        between = (labels > 0) & (labels < 255)
+    if labels.size and (most := labels.max()) in (255, 65535):
+        between = (labels > 0) & (labels < most)
         if not between.any() and masks:
-            return labels // 255
+            return labels // most
         if not between.any():
             raise ValueError(
-                f"Labels in {path} must number the objects, got only 0 and 255. {_MASK_HINT}"
+                f"Labels in {path} must number the objects, got only 0 and {most}. {_MASK_HINT}"
             )
     return labels
 
@@ -335,8 +406,7 @@ def _open(path: Path, key: str | None, *, indices: bool = False) -> Iterator[_St
                 yield _Stored(_select(path, key, _hdf5_arrays(file)))
         elif suffix == ".zarr" and key is None and is_ome_zarr(path):
             volume = read_ome_zarr(path)
-            channels = volume.axes.index("c") if "c" in volume.axes else None
-            yield _Stored(volume.levels[0], channels)
+            yield _Stored(volume.levels[0], "".join(volume.axes))
         elif suffix == ".zarr":
             root = zarr.open(str(path), mode="r")
             if isinstance(root, zarr.Array):
@@ -357,29 +427,56 @@ def _open(path: Path, key: str | None, *, indices: bool = False) -> Iterator[_St
         raise ValueError(f"Cannot read {path} ({error}).") from error
 
 
-class _TiffSeries:
-    """The first series of a TIFF file as something that can be sliced page by page."""
+class _TiffStack:
+    """Images of one shape in a TIFF file as something of which only the pages needed are read."""
 
-    def __init__(self, series: tifffile.TiffPageSeries):
-        self.series, self.shape, self.dtype = series, series.shape, series.dtype
+    def __init__(self, file: tifffile.TiffFile, series: list[tifffile.TiffPageSeries]):
+        self.file, self.series, self.dtype = file, series, series[0].dtype
+        self.shape = (*([len(series)] if len(series) > 1 else []), *series[0].shape)
 
     def __getitem__(self, index: tuple[int | slice, ...]) -> np.ndarray:
-        first, *rest = index
-        one_page_per_slice = self.shape == (len(self.series), *self.series.keyframe.shape)
-        page = self.series[first] if one_page_per_slice and isinstance(first, int) else None
-        return self.series.asarray()[index] if page is None else page.asarray()[tuple(rest)]
+        if len(self.series) == 1:
+            return self._read(self.series[0], index)
+        first, rest = index[0], index[1:]
+        if isinstance(first, int):
+            return self._read(self.series[first], rest)
+        return np.stack([self._read(series, rest) for series in self.series[first]])
+
+    def _read(self, series: tifffile.TiffPageSeries, index: tuple[int | slice, ...]) -> np.ndarray:
+        if series.dataoffset is not None:  # in one piece, not compressed
+            dtype = series.dtype.newbyteorder(self.file.byteorder)
+            mapped = np.memmap(
+                self.file.filehandle.path, dtype, "r", series.dataoffset, series.shape
+            )
+            return mapped[index]
+        page_shape = series.keyframe.shape
+        count = len(series.shape) - len(page_shape)
+        leading = series.shape[:count]
+        if series.shape[count:] != page_shape or math.prod(leading) != len(series):
+            return series.asarray()[index]
+        numbers = np.arange(len(series)).reshape(leading)[index[:count]]
+        if numbers.size == len(series):
+            return series.asarray()[index]
+        pages = np.stack([cast(TiffPage, series[int(n)]).asarray() for n in numbers.flat])
+        inside = (slice(None),) * numbers.ndim + index[count:]
+        return pages.reshape(*numbers.shape, *page_shape)[inside]
 
 
 def _open_tiff(file: tifffile.TiffFile, path: Path) -> _Stored:
     if not file.series:
         raise ValueError(f"{path}: the TIFF file has no image in it.")
-    series = file.series[0]
-    axes = series.axes
-    declared = next((axes.index(letter) for letter in "SC" if letter in axes), None)
-    extra = series.keyframe.extrasamples  # 1 and 2: alpha; 0: just another channel
-    # tifffile writes stacks of 3 or 4 slices as "SYX" by default: colours come last, or not at all
-    alpha = axes.endswith("S") and bool(extra) and extra[-1] in (1, 2)
-    return _Stored(_TiffSeries(series), declared, alpha)
+    first, *others = file.series
+    alike = all(
+        (s.shape, s.dtype, s.axes) == (first.shape, first.dtype, first.axes) for s in others
+    )
+    stack = _TiffStack(file, file.series if alike else [first])
+    axes = first.axes.lower()
+    if first.kind == "shaped" and not axes.endswith("s"):
+        axes = axes.replace("s", "z")  # tifffile writes stacks of 3 or 4 slices so
+    if len(stack.series) > 1:
+        axes = f"i{axes}"
+    extra = first.keyframe.extrasamples  # 1 and 2: alpha; 0: just another channel
+    return _Stored(stack, axes, axes.endswith("s") and bool(extra) and extra[-1] in (1, 2))
 
 
 class _Picture:
@@ -413,7 +510,7 @@ def _open_picture(path: Path, indices: bool) -> _Stored:
     shape = (height, width) if channels == 1 else (height, width, channels)
     return _Stored(
         _Picture(path, shape, dtype, convert),
-        declared=None if channels == 1 else 2,
+        axes="yx" if channels == 1 else "yxs",
         alpha=mode in ("LA", "RGBA"),
     )
 

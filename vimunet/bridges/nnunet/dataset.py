@@ -23,7 +23,7 @@ from vimunet.bridges.nnunet.classes import (
     to_classes,
 )
 from vimunet.data import Sample
-from vimunet.data.folder import find_pairs, list_images, read_image, stem
+from vimunet.data.folder import find_pairs, list_images, read_slices, stem
 from vimunet.files import replacing
 
 _OWN = {"dataset.json", "splits_final.json", "imagesTr", "labelsTr", "imagesTs"}
@@ -213,18 +213,15 @@ def _write_test(folder: Path, images: Path, channels: int) -> list[str]:
     """Write the images to predict, slice by slice if they are stacks; return their names."""
     names: list[str] = []
     for file in list_images(images):
-        image = read_image(file)
-        if image.ndim == 2 or (image.ndim == 3 and (channels > 1 or image.shape[2] in (3, 4))):
-            slices = {stem(file): image}
-        else:
-            slices = {f"{stem(file)}_z{z:03d}": part for z, part in enumerate(image)}
+        pixels, stack = read_slices(file, in_channels=channels)
+        parts = pixels.reshape(-1, *pixels.shape[len(stack) :])
+        names_of_parts = [f"{stem(file)}_z{z:03d}" for z in range(len(parts))]
+        slices = dict(zip(names_of_parts if stack else [stem(file)], parts, strict=True))
         for name, part in slices.items():
-            if part.ndim == 3 and part.shape[0] == channels != part.shape[2]:
-                part = np.moveaxis(part, 0, 2)
-            if part.ndim > 3 or (1 if part.ndim == 2 else part.shape[2]) != channels:
+            if (1 if part.ndim == 2 else part.shape[2]) != channels:
                 raise ValueError(
                     f"Test images must have the {channels} channel{'s' * (channels > 1)} of the "
-                    f"training images, got shape {image.shape} in {file}."
+                    f"training images, got shape {pixels.shape} in {file}."
                 )
             if name in names:
                 raise ValueError(f"Names in {images} must be unique, got {name!r} twice.")
