@@ -243,6 +243,38 @@ def test_files_above_four_gigabytes_can_be_written(tmp_path, monkeypatch):
     assert seen["bigtiff"]
 
 
+def test_interrupted_folder_goes_on(pairs, model_file, capsys):
+    out = pairs / "out"
+    assert run_segment(pairs / "images" / "cell1.png", "--output", out, model=model_file) == 0
+    corrected = np.full((8, 8), 3, np.uint16)
+    tifffile.imwrite(out / "cell1.tif", corrected)
+    assert run_segment(pairs / "images", "--output", out, model=model_file) == 2
+    assert "go on with --skip-existing" in capsys.readouterr().err
+    options = ["--skip-existing", "--output", out]
+    assert run_segment(pairs / "images", *options, model=model_file) == 0
+    said = capsys.readouterr().out
+    assert "1 of 3 images have labels" in said
+    assert "2 of 2 images segmented" in said
+    assert np.array_equal(tifffile.imread(out / "cell1.tif"), corrected)
+
+
+def test_files_that_are_left_out_are_named(pairs, model_file, capsys):
+    for name in ("a.czi", "notes.txt", ".hidden"):
+        (pairs / "images" / name).write_text("x")
+    assert run_segment(pairs / "images", "--output", pairs / "out", model=model_file) == 0
+    said = capsys.readouterr().err
+    assert "left out, of unknown type: a.czi, notes.txt." in said
+    assert "hidden" not in said
+
+
+@pytest.mark.parametrize(
+    "option", [("--scale", "0"), ("--symmetries", "9"), ("--halo", "-5"), ("--tile-size", "3")]
+)
+def test_wrong_options_are_said_once(pairs, model_file, capsys, option):
+    assert run_segment(pairs / "images", "--output", pairs / "out", *option, model=model_file) == 2
+    assert capsys.readouterr().err.count(f"got {option[1]}") == 1
+
+
 def test_output_that_is_a_file_is_refused_at_once(pairs, model_file, capsys):
     (pairs / "out").write_text("mine")
     file = pairs / "images" / "cell0.png"

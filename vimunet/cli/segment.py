@@ -61,21 +61,30 @@ def add_parser(commands: Commands) -> None:
         help="of OME-Zarr images, do the K-th of N shares, for the jobs of a cluster; run again "
         "without it to join them",
     )
-    command.add_argument("--overwrite", action="store_true", help="replace existing results")
+    existing = command.add_mutually_exclusive_group()
+    existing.add_argument("--overwrite", action="store_true", help="replace existing results")
+    existing.add_argument(
+        "--skip-existing", action="store_true", help="leave out images that have labels already"
+    )
     add_prediction_options(command)
 
 
 def run(options: argparse.Namespace) -> int:
     """Segment image files and write label files."""
+    import numpy as np
     from tqdm import tqdm
 
     from vimunet.checkpoint import load_model
     from vimunet.models.compiled import memory_kept
-    from vimunet.prediction import choose_device
+    from vimunet.prediction import choose_device, predict
 
     if options.model is None:
         raise ValueError(f"`--model` must be chosen. {known_models()}")
     files = _input_files(options.images)
+    if options.skip_existing:
+        count = len(files)
+        files = [file for file in files if not _output_files(file, options)["labels"].exists()]
+        print(f"{count - len(files)} of {count} images have labels in {options.output} already")
     _check_outputs(files, options)
     _check_kinds(files, options)
     model = load_model(options.model)
@@ -90,6 +99,7 @@ def run(options: argparse.Namespace) -> int:
             model, representation=replace(model.representation, min_size=options.min_size)
         )
     model.network.to(choose_device(options.device))
+    predict(np.zeros((1, 1)), model, **prediction_options(options))  # wrong options: said once
     failed = 0
     with tqdm(files, unit="image", disable=None) as bar, memory_kept():
         for file in bar:
@@ -116,7 +126,7 @@ def run(options: argparse.Namespace) -> int:
 
 def _input_files(inputs: Sequence[str]) -> list[Path]:
     """Expand folders and patterns; what does not exist is kept, to be reported in its turn."""
-    from vimunet.data.folder import list_images, natural_key
+    from vimunet.data.folder import list_images, natural_key, other_files
     from vimunet.volumes import is_ome_zarr
 
     files: dict[Path, Path] = {}
@@ -125,6 +135,12 @@ def _input_files(inputs: Sequence[str]) -> list[Path]:
         container = path.suffix.lower() in (".zarr", ".n5") or is_ome_zarr(path)
         if path.is_dir() and not container:
             found = list_images(path)
+            if others := other_files(path):
+                print(
+                    f"vimunet: left out, of unknown type: {some_of(others)}. Save such images as "
+                    "TIFF.",
+                    file=sys.stderr,
+                )
         elif path.exists():
             found = [path]
         else:
@@ -175,7 +191,8 @@ def _check_outputs(files: list[Path], options: argparse.Namespace) -> None:
     if existing and not options.overwrite:
         raise ValueError(
             f"{len(existing)} of the outputs exist already: {some_of(existing)}. They may hold "
-            "corrections. Choose another folder, or replace them with --overwrite."
+            "corrections. Choose another folder, go on with --skip-existing, or replace them with "
+            "--overwrite."
         )
 
 

@@ -175,6 +175,17 @@ def list_images(folder: str | Path) -> list[Path]:
     return _list(Path(folder), IMAGE_SUFFIXES)
 
 
+def other_files(folder: str | Path) -> list[str]:
+    """Name the files in a folder that `list_images` leaves out, hidden ones aside."""
+    return sorted(
+        file.name
+        for file in Path(folder).iterdir()
+        if file.is_file()
+        and not file.name.startswith(".")
+        and file.suffix.lower() not in IMAGE_SUFFIXES
+    )
+
+
 def find_pairs(
     images: str | Path,
     labels: str | Path,
