@@ -514,6 +514,15 @@ def test_folders_refuse_two_files_of_one_name(folders):
         evaluate_folders(*folders)
 
 
+def test_names_of_files_are_those_of_their_segmentation(folders):
+    """`vimunet segment a.OME.tif` writes a.tif."""
+    predictions, labels = folders
+    (labels / "a.tif").rename(labels / "a.OME.tif")
+    tifffile.imwrite(predictions / "a.tif", LABELS.astype(np.uint16))
+    result = evaluate_folders(predictions, labels)
+    assert [image["name"] for image in result["images"]] == ["a", "b", "c"]
+    assert result["images"][0]["mSA"] == 1
+
 def test_folders_must_exist(folders):
     with pytest.raises(FileNotFoundError, match="nowhere"):
         evaluate_folders(folders[0] / "nowhere", folders[1])

@@ -19,7 +19,7 @@ from typing import Any, Literal
 
 import numpy as np
 
-from vimunet.data.folder import list_images, read_labels
+from vimunet.data.folder import list_images, read_labels, stem
 from vimunet.files import replacing
 from vimunet.matching import Overlap, ratio
 
@@ -428,7 +428,7 @@ def pair_by_name(
 def _by_name(folder: str | Path) -> dict[str, Path]:
     files: dict[str, Path] = {}
     for file in list_images(folder):
-        name = file.stem.removesuffix(".ome")
+        name = stem(file)
         if name in files:
             raise ValueError(
                 f"File names must differ by more than the extension, got {files[name]} and {file}."
