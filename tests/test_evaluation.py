@@ -523,6 +523,17 @@ def test_names_of_files_are_those_of_their_segmentation(folders):
     assert [image["name"] for image in result["images"]] == ["a", "b", "c"]
     assert result["images"][0]["mSA"] == 1
 
+
+def test_folders_without_a_common_name_are_refused(folders, tmp_path):
+    other = tmp_path / "other"
+    other.mkdir()
+    np.save(other / "a_seg.npy", LABELS)
+    with pytest.raises(
+        ValueError, match=r"other must hold predictions .*, got a_seg and there a, b"
+    ):
+        evaluate_folders(other, folders[1])
+
+
 def test_folders_must_exist(folders):
     with pytest.raises(FileNotFoundError, match="nowhere"):
         evaluate_folders(folders[0] / "nowhere", folders[1])

@@ -28,6 +28,7 @@ Protocol = Literal["fair", "paper"]
 _log = logging.getLogger(__name__)
 
 _COUNTS = ("TP", "FP", "FN")
+_MOST_NAMES = 3
 _MOST_DRAWN = 1_000_000  # numbers of images in memory
 
 
@@ -188,8 +189,8 @@ def evaluate_folders(
 
     Raises:
         FileNotFoundError: If a folder does not exist or holds no images.
-        ValueError: If two files of a folder differ only in their extension, or the shapes of a
-            pair differ. The message names the file.
+        ValueError: If two files of a folder differ only in their extension, the folders have no
+            name in common, or the shapes of a pair differ. The message names the file.
     """
     pairs, missing, extra = pair_by_name(predictions, labels)
     settings: dict[str, Any] = {
@@ -412,9 +413,11 @@ def pair_by_name(
 
     Raises:
         FileNotFoundError: If a folder does not exist or holds no images.
-        ValueError: If two files of a folder differ only in their extension.
+        ValueError: If two files of a folder differ only in their extension, or the two folders
+            have no name in common.
     """
     predicted_files, labelled_files = _by_name(predictions), _by_name(labels)
+    check_names(predictions, predicted_files, labels, labelled_files)
     missing = sorted(labelled_files.keys() - predicted_files.keys())
     extra = sorted(predicted_files.keys() - labelled_files.keys())
     if missing:
@@ -423,6 +426,24 @@ def pair_by_name(
         _log.warning("Prediction without labels, not scored: %s", ", ".join(extra))
     pairs = [(name, predicted_files.get(name), file) for name, file in labelled_files.items()]
     return pairs, missing, extra
+
+
+def check_names(
+    predictions: str | Path, predicted: Iterable[str], labels: str | Path, labelled: Iterable[str]
+) -> None:
+    """Refuse a folder of predictions if none has the name of a label image."""
+    if not set(predicted) & set(labelled):
+        raise ValueError(
+            f"{predictions} must hold predictions for the images of {labels}, got "
+            f"{some_names(predicted)} and there {some_names(labelled)}. "
+            "Names must be equal, without the extension."
+        )
+
+
+def some_names(names: Iterable[str]) -> str:
+    """Join the first names, for a message."""
+    first = list(itertools.islice(names, _MOST_NAMES + 1))
+    return ", ".join(first[:_MOST_NAMES]) + (" ..." if len(first) > _MOST_NAMES else "")
 
 
 def _by_name(folder: str | Path) -> dict[str, Path]:

@@ -221,8 +221,9 @@ def evaluate_semantic_folders(
 
     Raises:
         FileNotFoundError: If a folder does not exist or holds no images.
-        ValueError: If two files of a folder differ only in their extension, a value is no class,
-            or the shapes of a pair differ. The message names the file.
+        ValueError: If two files of a folder differ only in their extension, the folders have no
+            name in common, a value is no class, or the shapes of a pair differ. The message names
+            the file.
     """
     _check_options(num_classes, protocol)
     pairs, missing, extra = pair_by_name(predictions, labels)

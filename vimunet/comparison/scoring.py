@@ -2,7 +2,7 @@
 
 import itertools
 import warnings
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,9 +14,11 @@ from vimunet.comparison.fates import LABELLED_FATES, PREDICTED_FATES, fates
 from vimunet.data.folder import list_images, natural_key, read_image, stem
 from vimunet.evaluation import (
     Protocol,
+    check_names,
     confidence_interval,
     mean_segmentation_accuracy,
     scores_of,
+    some_names,
     summarize,
     write_json,
     write_rows,
@@ -33,7 +35,6 @@ _COUNTS = ("TP", "FP", "FN", "objects", "predicted", *LABELLED_FATES[1:], *_WRON
 _SIZE_CLASSES = 5
 _MOST_EXACT, _FLIPS = 12, 10_000
 _MOST_FOR_CEILINGS = 40
-_MOST_NAMES = 3
 _FEW_IDS, _MANY_PIECES = 2, 10
 
 
@@ -103,12 +104,7 @@ def compare(
         for name, folder in methods.items()
     }
     for method, scorer in scorers.items():
-        if not scorer.predictions.files.keys() & set(names):
-            raise ValueError(
-                f"{methods[method]} must hold predictions for the images of {labels}, got "
-                f"{_some(scorer.predictions.files)} and there {_some(names)}. "
-                "Names must be equal, without the extension."
-            )
+        check_names(methods[method], scorer.predictions.files, labels, names)
     highest: dict[str, list[float]] = {title: [] for title in ceilings or {}}
     numbering = _Numbering()
     drawn = np.random.default_rng(0).permutation(len(names))[:_MOST_FOR_CEILINGS]
@@ -339,7 +335,9 @@ def _shapes(images: str | Path | None, names: Sequence[str]) -> dict[str, tuple[
         raise ValueError("`images` must be given if the labels are outlines (ImageJ ROIs).")
     files = {stem(file): file for file in list_images(images)}
     if missing := [name for name in names if name not in files]:
-        raise ValueError(f"{images} must have an image for all labels, lacks {_some(missing)}.")
+        raise ValueError(
+            f"{images} must have an image for all labels, lacks {some_names(missing)}."
+        )
     shapes = {}
     for name in names:
         shape = read_image(files[name]).shape
@@ -350,11 +348,6 @@ def _shapes(images: str | Path | None, names: Sequence[str]) -> dict[str, tuple[
             )
         shapes[name] = shape[0], shape[1]
     return shapes
-
-
-def _some(names: Iterable[str]) -> str:
-    first = list(itertools.islice(names, _MOST_NAMES + 1))
-    return ", ".join(first[:_MOST_NAMES]) + (" ..." if len(first) > _MOST_NAMES else "")
 
 
 def write_tables(folder: str | Path, result: dict[str, Any]) -> None:
