@@ -425,6 +425,14 @@ def test_evaluate_prints_a_table_or_json(pairs, capsys):
     assert float(rows["cell0"]["mSA"]) == 1
     assert float(rows["mean"]["mSA"]) == pytest.approx(1 / 3)
 
+    (pairs / "scores.csv").write_text("of last week")
+    assert main(["evaluate", *folders, "--csv", str(pairs / "scores.csv")]) == 2
+    assert "scores.csv exists already. Replace it with --overwrite." in capsys.readouterr().err
+    assert (pairs / "scores.csv").read_text() == "of last week"
+    assert main(["evaluate", *folders, "--csv", str(pairs / "scores.csv"), "--overwrite"]) == 0
+    assert (pairs / "scores.csv").read_text().startswith("name,mSA,")
+    capsys.readouterr()
+
     assert main(["evaluate", *folders, "--json"]) == 0
     result = json.loads(capsys.readouterr().out, parse_constant=pytest.fail)
     assert [image["mSA"] for image in result["images"]] == [1, 0, 0]

@@ -26,6 +26,7 @@ def add_parser(commands: Commands) -> None:
     command.add_argument("--predictions", type=Path, required=True, help="folder of label images")
     command.add_argument("--labels", type=Path, required=True, help="folder of annotated labels")
     command.add_argument("--csv", type=Path, help="also write a table, one row per image")
+    command.add_argument("--overwrite", action="store_true", help="replace an existing --csv")
     command.add_argument("--json", action="store_true", help="print JSON instead of a table")
     command.add_argument(
         "--protocol",
@@ -54,6 +55,8 @@ def run(options: argparse.Namespace) -> int:
     from vimunet.evaluation import evaluate_folders, write_csv
     from vimunet.semantic_evaluation import evaluate_semantic_folders
 
+    if options.csv is not None and options.csv.exists() and not options.overwrite:
+        raise ValueError(f"{options.csv} exists already. Replace it with --overwrite.")
     given: dict[str, Any] = {
         name: value
         for name in (*_OF_OBJECTS, *_OF_CLASSES)
