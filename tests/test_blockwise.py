@@ -186,7 +186,7 @@ def test_parts_of_other_settings_are_refused_and_kept(disks, tmp_path):
     for model, options, name in (
         (wrap(other), {}, "weights"),
         (replace(wrap(), representation=BrightParts(0.6)), {}, "representation"),
-        (wrap(), {"scale": 2.0}, "prediction"),
+        (wrap(), {"scale": 2.0}, "block_size, margin, prediction"),
         (wrap(), {"halo": 32}, "prediction"),
         (wrap(), {"block_size": 512, "margin": 5}, "block_size, margin"),
         (wrap(), {"level": 1}, "level"),
@@ -326,6 +326,24 @@ def test_blocks_grow_where_the_network_sees_less(disks, tmp_path):
     for scale, first in ((1, (30, 38)), (0.5, (60, 76)), (2, (15, 19))):
         volume = BlockwiseSegmentation(image, wrap(), tmp_path / "o", scale=scale, **options)
         assert (volume.blocks[0].inner[1].stop, volume.blocks[0].window[1].stop) == first
+
+
+@pytest.mark.parametrize(
+    ("scale", "margin", "block", "window"),
+    [
+        (1, 128, 2048, 2304),
+        (1 / 2, 128, 4096, 4608),
+        (1 / 8, 128, 6144, 8192),
+        (1 / 16, 128, 4096, 8192),
+        (1 / 8, 512, 4096, 12288),
+    ],
+)
+def test_blocks_of_much_reduced_images_fit_into_memory(tmp_path, scale, margin, block, window):
+    image = write_image(tmp_path / "image.zarr", np.zeros((8, 20_000), np.uint8), "yx")
+    options = {"scale": scale, "margin": margin}
+    second = BlockwiseSegmentation(image, wrap(), tmp_path / "found", **options).blocks[1]
+    assert second.inner[1] == slice(block, 2 * block)
+    assert second.window[1] == slice((3 * block - window) // 2, (3 * block + window) // 2)
 
 
 def test_missing_pixels_are_reported_with_their_section(disks, tmp_path):

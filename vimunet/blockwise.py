@@ -32,6 +32,9 @@ if TYPE_CHECKING:
 _BORDER_THRESHOLD = 0.5
 """Least IoU of an object in the two blocks that it lies in, on the first line of the later one."""
 
+_MOST_PIXELS = 8192
+"""Largest side of a block with its margin, in pixels of the image: it takes about 3 GB."""
+
 _SETTINGS = "settings.json"
 
 _THAT_MATTER = ("scale", "tile_size", "halo", "symmetries", "precision")
@@ -88,6 +91,8 @@ class BlockwiseSegmentation:
             in (0, 1]; None: objects of different sections are different.
         overwrite: Replace labels that are there.
         block_size: Side of a block, in pixels as the network sees them (see `scale` of `predict`).
+            Less if a block would have more than 8192 pixels of the image with its margin, but
+            then at least the margin.
         margin: Context of a block, in the same pixels. Larger than the objects are: where two
             blocks see an object in different ways, it stays cut.
         options: Keywords of `vimunet.predict`.
@@ -136,8 +141,10 @@ class BlockwiseSegmentation:
         self._shape = tuple(sizes[axis] for axis in self.axes)
         scale = options.get("scale", 1.0)
         check_scale(scale)
-        self._block_size = max(1, round(block_size / scale))
-        self.blocks = list(_blocks(self._shape, self._block_size, max(1, round(margin / scale))))
+        margin = max(1, round(margin / scale))
+        largest = max(margin, _MOST_PIXELS - 2 * margin)
+        self._block_size = min(max(1, round(block_size / scale)), largest)
+        self.blocks = list(_blocks(self._shape, self._block_size, margin))
 
         self._output, source = Path(output), Path(image).resolve()
         target = self._output.resolve()
@@ -158,7 +165,7 @@ class BlockwiseSegmentation:
             "image written": _written(self._array),
             "level": level,
             "channel": channel,
-            "block_size": block_size,
+            "block_size": self._block_size,
             "margin": margin,
             "prediction": {name: options.get(name) for name in _THAT_MATTER},
             "weights": _checksum(model),
