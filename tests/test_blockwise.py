@@ -198,6 +198,17 @@ def test_parts_of_other_settings_are_refused_and_kept(disks, tmp_path):
     assert len(BlockwiseSegmentation(image, wrap(), tmp_path / "found").missing()) == 3
 
 
+def test_precision_is_the_same_on_every_machine(disks, tmp_path, monkeypatch):
+    image = write_image(tmp_path / "image.zarr", disks, "zyx")
+    monkeypatch.setattr("vimunet.prediction.bfloat16_is_fast", lambda: False)
+    BlockwiseSegmentation(image, wrap(), tmp_path / "found").run([0])
+    monkeypatch.setattr("vimunet.prediction.bfloat16_is_fast", lambda: True)
+    with pytest.raises(ValueError, match="differs in precision. Use those of settings.json"):
+        BlockwiseSegmentation(image, wrap(), tmp_path / "found", precision="auto")
+    same = BlockwiseSegmentation(image, wrap(), tmp_path / "found", precision="float32")
+    assert same.missing() == [1, 2, 3]
+
+
 def test_image_that_was_written_anew_is_segmented_anew(disks, tmp_path):
     image = write_image(tmp_path / "image.zarr", disks, "zyx")
     BlockwiseSegmentation(image, wrap(), tmp_path / "found").run([0])

@@ -22,7 +22,14 @@ import torch
 import zarr
 from zarr.storage import LocalStore
 
-from vimunet.prediction import Box, Pixels, check_scale, predict
+from vimunet.prediction import (
+    Box,
+    Pixels,
+    _choose_device,
+    _choose_precision,
+    check_scale,
+    predict,
+)
 from vimunet.stitching import joined_numbers, partners
 from vimunet.volumes import read_ome_zarr, write_ome_zarr_labels
 
@@ -37,8 +44,8 @@ _MOST_PIXELS = 8192
 
 _SETTINGS = "settings.json"
 
-_THAT_MATTER = ("scale", "tile_size", "halo", "symmetries", "precision")
-"""Keywords of `predict` on which the labels depend."""
+_THAT_MATTER = ("scale", "tile_size", "halo", "symmetries")
+"""Keywords of `predict` on which the labels depend; so does `precision`, as the device has it."""
 
 
 @dataclass(frozen=True)
@@ -160,6 +167,8 @@ class BlockwiseSegmentation:
                 f"interrupted. In the latter case rename it to {self._parts.name}."
             )
         form = model.representation
+        device = _choose_device(options.get("device", "auto"), network)
+        precision = _choose_precision(options.get("precision", "auto"), device)
         settings = {
             "image": str(source),
             "image written": _written(self._array),
@@ -168,6 +177,7 @@ class BlockwiseSegmentation:
             "block_size": self._block_size,
             "margin": margin,
             "prediction": {name: options.get(name) for name in _THAT_MATTER},
+            "precision": str(precision).removeprefix("torch."),
             "weights": _checksum(model),
             "normalization": model.normalization,
             "representation": [type(form).__name__, asdict(form)],
