@@ -254,6 +254,47 @@ def test_only_one_process_joins(disks, tmp_path, monkeypatch):
     assert sorted(item.name for item in tmp_path.iterdir()) == ["found", "image.zarr"]
 
 
+@pytest.mark.parametrize("overwrite", [False, True])
+def test_job_that_is_too_late_leaves_nothing_behind(disks, tmp_path, monkeypatch, overwrite):
+    image = write_image(tmp_path / "image.zarr", disks, "zyx")
+
+    def job():
+        return BlockwiseSegmentation(image, wrap(), tmp_path / "found", overwrite=overwrite)
+
+    if overwrite:  # labels of an earlier day
+        job().run()
+        job().finish()
+    volume, during, after = job(), job(), job()
+    volume.run()
+    write = blockwise.write_ome_zarr_labels
+
+    def meanwhile(*args, **kwargs):
+        with pytest.raises(RuntimeError, match="another process joined the blocks"):
+            during.run([0])
+        write(*args, **kwargs)
+
+    monkeypatch.setattr(blockwise, "write_ome_zarr_labels", meanwhile)
+    volume.finish()
+    with pytest.raises(RuntimeError, match="another process joined the blocks"):
+        after.run([0])
+    assert sorted(item.name for item in tmp_path.iterdir()) == ["found", "image.zarr"]
+
+
+def test_blocks_that_a_crash_left_incomplete_are_missing(disks, tmp_path):
+    image, volume = prepared(disks, tmp_path)
+    whole = [volume._read(number, "labels") for number in range(len(volume.blocks))]
+    empty, half = (tmp_path / "found.parts" / f"{number}.npz" for number in (1, 3))
+    empty.write_bytes(b"")
+    half.write_bytes(half.read_bytes()[:100])
+    assert volume.missing() == [1, 3]
+    with pytest.raises(RuntimeError, match=r"All 24 blocks must be done, 2 are missing"):
+        volume.finish()
+    volume.run()
+    for number, labels in enumerate(whole):
+        np.testing.assert_array_equal(volume._read(number, "labels"), labels)
+    assert volume.finish() > 50
+
+
 def test_join_that_fails_loses_no_block(disks, tmp_path, monkeypatch):
     image, volume = prepared(disks, tmp_path)
     write = blockwise.write_ome_zarr_labels

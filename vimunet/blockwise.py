@@ -9,6 +9,7 @@ demand, so do the cross-sections of an object in neighbouring sections.
 
 import json
 import shutil
+import zipfile
 import zlib
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
@@ -166,12 +167,13 @@ class BlockwiseSegmentation:
                 f"{self._joining} is there: either the blocks are being joined now, or that was "
                 f"interrupted. In the latter case rename it to {self._parts.name}."
             )
+        self._written = _written(self._output)
         form = model.representation
         device = _choose_device(options.get("device", "auto"), network)
         precision = _choose_precision(options.get("precision", "auto"), device)
         settings = {
             "image": str(source),
-            "image written": _written(self._array),
+            "image written": _written(_description(self._array)),
             "level": level,
             "channel": channel,
             "block_size": self._block_size,
@@ -200,7 +202,8 @@ class BlockwiseSegmentation:
 
     def missing(self) -> list[int]:
         """Tell which blocks are not done, as indices of `blocks`."""
-        return [i for i in range(len(self.blocks)) if not self._part(i).exists()]
+        # After a crash of the system the last parts may be there, but empty or cut off.
+        return [i for i in range(len(self.blocks)) if not zipfile.is_zipfile(self._part(i))]
 
     def _part(self, number: int) -> Path:
         return self._parts / f"{number}.npz"
@@ -286,6 +289,8 @@ class BlockwiseSegmentation:
         """Make the folder of the parts, once; of several processes one does."""
         if self._begun:
             return
+        if self._joining.exists() or _written(self._output) != self._written:
+            raise self._vanished()
         self._begun = True
         self._parts.parent.mkdir(parents=True, exist_ok=True)
         new = self._parts.with_name(f".{self._parts.name}.{uuid4().hex}")
@@ -409,11 +414,15 @@ class _Joined:
         return labels.reshape([1] * len(section) + list(labels.shape))
 
 
-def _written(array: zarr.Array) -> int:
-    """Tell when an array was made, in nanoseconds; changes of its pixels do not show."""
+def _written(path: Path) -> int | None:
+    """Tell when a file, or what is directly in a folder, was written, in nanoseconds."""
+    return path.stat().st_mtime_ns if path.exists() else None
+
+
+def _description(array: zarr.Array) -> Path:
+    """Find the file that was written when an array was made; changes of its pixels do not show."""
     folder = Path(cast(LocalStore, array.store).root) / array.path
-    described = folder / ("zarr.json" if array.metadata.zarr_format == 3 else ".zarray")
-    return described.stat().st_mtime_ns
+    return folder / ("zarr.json" if array.metadata.zarr_format == 3 else ".zarray")
 
 
 def _checksum(model: "TrainedModel") -> int:
