@@ -245,7 +245,22 @@ def test_resumed_run_equals_the_uninterrupted_one(config, tmp_path, stop):
         assert same(value, b["optimizer"]["state"][key])
 
 
-def test_rows_after_the_state_are_forgotten(config):
+def test_run_that_was_killed_before_its_first_validation_goes_on(config, tmp_path):
+    whole, _ = run(config)
+    parts = tmp_path / "parts"
+
+    def kill(progress):
+        raise RuntimeError("killed")
+
+    with pytest.raises(RuntimeError, match="killed"):
+        train(tiny(), Boundaries(), SAMPLES, SAMPLES[:2], replace(config, output=parts), kill)
+    assert column(parts, "iteration") == ["1"]
+    continued = Tiny()  # other weights: all must come from the file
+    run(config, continued, output=parts, resume=True)
+    assert column(parts, "loss") == column(config.output, "loss")
+    assert same(whole.state_dict(), continued.state_dict())
+
+
     run(config, iterations=4)
     log = Path(config.output) / "log.csv"
     with log.open("a") as file:

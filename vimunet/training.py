@@ -279,6 +279,8 @@ def train(
         memory_kept(),
         torch.random.fork_rng([fabric.device] if fabric.device.type == "cuda" else []),
     ):
+        if not config.resume:
+            run.save_state(state.as_dict())  # or what is killed early could not be continued
         while not stop:
             asked = time.perf_counter()
             images, targets = fabric.to_device(next(batches))
