@@ -261,10 +261,12 @@ def test_run_that_was_killed_before_its_first_validation_goes_on(config, tmp_pat
     assert same(whole.state_dict(), continued.state_dict())
 
 
+@pytest.mark.parametrize("torn", ["6,12", "1", "1,0.5,0.01,,,9,0."])
+def test_rows_after_the_state_are_forgotten(config, torn):
     run(config, iterations=4)
     log = Path(config.output) / "log.csv"
     with log.open("a") as file:
-        file.write("5,123,0.01,,,9,0\n6,12")  # killed while it wrote
+        file.write(f"5,123,0.01,,,9,0\n{torn}")  # killed while it wrote
     run(config, resume=True)
     assert column(config.output, "iteration") == ["1", "2", "3", "4", "5", "6"]
     assert "123" not in column(config.output, "loss")

@@ -15,7 +15,6 @@ Nothing here decides anything about the training; the loop is in `vimunet.traini
 
 import csv
 import hashlib
-import io
 import json
 import subprocess
 import sys
@@ -228,8 +227,9 @@ class _WrittenLog(Log):
         path = folder / "log.csv"
         kept: list[dict[str, str]] = []
         if iteration:
-            rows = csv.DictReader(io.StringIO(path.read_text(encoding="utf-8")))
-            kept = [row for row in rows if int(row["iteration"]) <= iteration]
+            lines = path.read_text(encoding="utf-8").splitlines(keepends=True)
+            whole = [line for line in lines if line.endswith("\n")]  # the last may be torn
+            kept = [row for row in csv.DictReader(whole) if int(row["iteration"]) <= iteration]
         with replacing(path) as temporary, temporary.open("w", encoding="utf-8") as file:
             table = csv.DictWriter(file, columns, lineterminator="\n")
             table.writeheader()
