@@ -4,6 +4,7 @@ import csv
 import json
 import math
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -290,6 +291,20 @@ def test_resume_of_a_finished_run_changes_nothing(config):
     assert run(config, resume=True)[1] == best
     assert (best.read_bytes(), log_of(config.output)) == before
 
+
+@pytest.mark.parametrize(
+    ("limit", "message"),
+    [
+        ({"iterations": 2}, r"has done 2 of 2 iterations already. Raise `iterations` \(--iter"),
+        ({"max_minutes": 1e-6}, r"has taken \d+ of 0 s already \(2 iterations\). Raise `max_m"),
+    ],
+)
+def test_nothing_left_to_do_is_said(config, caplog, limit, message):
+    run(config, iterations=2)
+    assert not caplog.text
+    run(config, resume=True, **limit)
+    assert re.search(message, caplog.text)
+    assert len(log_of(config.output)) == 2
 
 def test_output_is_never_overwritten(config):
     run(config, iterations=1)

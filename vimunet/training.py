@@ -265,7 +265,10 @@ def train(
     }
     time_limit = math.inf if config.max_minutes is None else 60 * config.max_minutes
     started = time.perf_counter() - state.seconds
-    stop = state.iteration >= config.iterations or state.seconds >= time_limit
+    reached = _limit_reached(state, config.iterations, time_limit)
+    stop = reached is not None
+    if fabric.is_global_zero and stop:
+        _logger.warning("The run in %s %s", config.output, reached)
     interrupted = 0.0
     network.train()
 
@@ -431,6 +434,21 @@ def _half_period(config: TrainConfig) -> int | None:
     if config.schedule == "cosine" and config.lr_half_period is None:
         return config.iterations
     return config.lr_half_period
+
+
+def _limit_reached(state: _State, iterations: int, seconds: float) -> str | None:
+    """Say why a continued run has nothing left to do; None if it has."""
+    if state.iteration >= iterations:
+        return (
+            f"has done {state.iteration} of {iterations} iterations already. Raise `iterations` "
+            "(--iterations) to continue it."
+        )
+    if state.seconds >= seconds:
+        return (
+            f"has taken {state.seconds:.0f} of {seconds:.0f} s already ({state.iteration} "
+            "iterations). Raise `max_minutes` (--max-minutes) to continue it."
+        )
+    return None
 
 
 def _start_fabric(config: TrainConfig) -> Fabric:

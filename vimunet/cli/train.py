@@ -71,7 +71,11 @@ def add_parser(commands: Commands) -> None:
         "settings", "Left out, they are the paper's.", argument_default=argparse.SUPPRESS
     )
     settings.add_argument("--iterations", type=int, help="steps of the optimizer (100000)")
-    settings.add_argument("--max-minutes", type=float, help="stop after this time (no limit)")
+    settings.add_argument(
+        "--max-minutes",
+        type=float,
+        help="stop after this time, earlier parts of a run with --resume included (no limit)",
+    )
     settings.add_argument("--crop-size", type=int, help="side of the crops in pixels (512)")
     settings.add_argument("--batch-size", type=int, help="crops per iteration (2)")
     settings.add_argument("--lr", type=float, help="learning rate (1e-4)")
