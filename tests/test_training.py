@@ -306,6 +306,19 @@ def test_nothing_left_to_do_is_said(config, caplog, limit, message):
     assert re.search(message, caplog.text)
     assert len(log_of(config.output)) == 2
 
+
+def test_labels_without_any_object_are_told(config, tmp_path, caplog):
+    nothing = [
+        Sample(sample.name, lambda read=sample.read: (read()[0], np.zeros((40, 48), np.int32)))
+        for sample in SAMPLES
+    ]
+    settings = replace(config, iterations=1)
+    train(tiny(), Boundaries(), [*nothing[:2], SAMPLES[0]], SAMPLES[:1], settings)
+    assert not caplog.text
+    train(tiny(), Boundaries(), nothing, nothing, replace(settings, output=tmp_path / "empty"))
+    assert "No object in any of the 3 label images to train on" in caplog.text
+
+
 def test_output_is_never_overwritten(config):
     run(config, iterations=1)
     with pytest.raises(ValueError, match="`output` must be an empty or a new folder, got .*run"):

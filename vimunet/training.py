@@ -269,6 +269,11 @@ def train(
     stop = reached is not None
     if fabric.is_global_zero and stop:
         _logger.warning("The run in %s %s", config.output, reached)
+    elif fabric.is_global_zero and not any(_has_objects(sample) for sample in train_samples):
+        _logger.warning(
+            "No object in any of the %d label images to train on: they are 0 everywhere.",
+            len(train_samples),
+        )
     interrupted = 0.0
     network.train()
 
@@ -449,6 +454,11 @@ def _limit_reached(state: _State, iterations: int, seconds: float) -> str | None
             "iterations). Raise `max_minutes` (--max-minutes) to continue it."
         )
     return None
+
+
+def _has_objects(sample: Sample) -> bool:
+    labels = sample.read()[1]
+    return labels is None or bool(labels.any())  # without labels, `RandomCrops` says what is wrong
 
 
 def _start_fabric(config: TrainConfig) -> Fabric:
