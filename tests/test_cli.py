@@ -637,6 +637,16 @@ def test_convert_reads_other_tools_and_reports(tmp_path, capsys):
     assert model.normalization == "channel"
 
 
+def test_state_of_a_training_is_no_checkpoint_to_convert(tmp_path, capsys):
+    state = {"network": noisy_network().state_dict(), "optimizer": {}, "scheduler": {}}
+    torch.save({**state, "iteration": 3, "seconds": 1.5, "best": {}}, tmp_path / "state.pt")
+    output = ["--output", str(tmp_path / "new.safetensors")]
+    assert main(["convert", str(tmp_path / "state.pt"), *output]) == 2
+    error = capsys.readouterr().err
+    assert "state.pt must be a checkpoint of another tool, got the state of a training" in error
+    assert "best.safetensors or last.safetensors beside it" in error
+
+
 def test_option_must_be_a_pair(tmp_path, capsys):
     arguments = ["convert", "a.pt", "--output", str(tmp_path / "a.safetensors")]
     assert main([*arguments, "--option", "in_channels"]) == 2

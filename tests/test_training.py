@@ -326,7 +326,8 @@ def test_output_is_never_overwritten(config):
 
 
 def test_nothing_to_resume(config):
-    with pytest.raises(FileNotFoundError, match="No training state in .*run to continue from"):
+    message = r"No training state in .*run to continue from. Leave out `resume` \(--resume\) to"
+    with pytest.raises(FileNotFoundError, match=message):
         run(config, resume=True)
 
 

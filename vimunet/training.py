@@ -361,7 +361,9 @@ def train(
 
     del batches  # ends the worker processes
     if interrupted:
-        _logger.info("Stopped after iteration %d. Continue with `resume`.", state.iteration)
+        _logger.info(
+            "Stopped after iteration %d. Continue with `resume` (--resume).", state.iteration
+        )
         signal.raise_signal(signals.received or signal.SIGTERM)
         raise KeyboardInterrupt  # where the signal has no effect: this is not a finished training
     fabric.barrier()  # the files are complete

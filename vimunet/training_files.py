@@ -69,7 +69,7 @@ class RunFolder:
         elif folder.exists() and any(folder.iterdir()):
             raise ValueError(
                 f"`output` must be an empty or a new folder, got {folder}. "
-                "Choose another, or continue the run in it with `resume`."
+                "Choose another, or continue the run in it with `resume` (--resume)."
             )
 
     def load_state(self) -> dict[str, Any]:
@@ -156,8 +156,8 @@ class RunFolder:
     def _check_settings(self) -> None:
         if not self._state_file.is_file():
             raise FileNotFoundError(
-                f"No training state in {self.folder} to continue from. Leave out `resume` to "
-                "start a new run in an empty folder."
+                f"No training state in {self.folder} to continue from. Leave out `resume` "
+                "(--resume) to start a new run in an empty folder."
             )
         before = json.loads((self.folder / "config.json").read_text(encoding="utf-8"))
         now = json.loads(json.dumps(self.settings))

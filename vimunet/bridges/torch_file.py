@@ -26,6 +26,8 @@ from torch import Tensor
 MAX_PICKLE_BYTES = 2**30
 # Where a training program puts the weights: torch-em, VM-UNet, nnU-Net, timm and DeiT, Lightning.
 SECTIONS = ("model_state", "model_state_dict", "network_weights", "model", "state_dict")
+_TRAINING_STATE = {"network", "optimizer", "scheduler"}
+"""Some of what `vimunet.training` keeps to continue a run."""
 
 _STORAGES = {
     "BFloat16Storage": torch.bfloat16,
@@ -219,6 +221,11 @@ def _parse(pickled: bytes, path: Path) -> tuple[dict[str, _View], dict[Any, Any]
         content = _Unpickler(io.BytesIO(pickled)).load()
     except Exception as error:  # a damaged or hostile pickle can raise anything
         raise ValueError(f"{path} must hold a valid pickle, got: {error}.") from error
+    if isinstance(content, dict) and content.keys() >= _TRAINING_STATE:
+        raise ValueError(
+            f"{path} must be a checkpoint of another tool, got the state of a training with "
+            "vimunet. Its model is best.safetensors or last.safetensors beside it."
+        )
     state: Any = content if isinstance(content, dict) else None
     other: dict[Any, Any] = {}
     for section in SECTIONS:
