@@ -409,6 +409,25 @@ def test_tune_says_where_the_model_goes(pairs, model_file, capsys):
     assert main(["tune", *data, "--model", str(model_file), *both]) == 2
 
 
+def test_tune_refuses_a_place_for_the_model_before_any_work(pairs, model_file, capsys):
+    data = ["--images", str(pairs / "images"), "--labels", str(pairs / "labels")]
+    there = pairs / "there.safetensors"
+    there.write_bytes(b"another model")
+    (pairs / "folder.safetensors").mkdir()
+    for output, message in (
+        (there, "there.safetensors exists already. Replace it with --overwrite."),
+        (pairs / "folder.safetensors", "must be a file that ends in .safetensors, got"),
+        (pairs / "model.pt", "must be a file that ends in .safetensors, got"),
+    ):
+        nowhere = ["--images", str(pairs / "nowhere"), *data[2:]]
+        assert main(["tune", *nowhere, "--model", "nuclei", "--output", str(output)]) == 2
+        assert message in capsys.readouterr().err
+    assert there.read_bytes() == b"another model"
+    command = ["tune", *data, "--model", str(model_file), "--output", str(there)]
+    assert main([*command, "--overwrite"]) == 0
+    assert load_model(there).info["tuned"]["images"] == ["cell0", "cell1", "cell2"]
+
+
 def test_evaluate_prints_a_table_or_json(pairs, capsys):
     predictions = pairs / "predictions"
     predictions.mkdir()

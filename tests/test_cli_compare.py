@@ -163,7 +163,7 @@ def test_convert_nnunet_writes_a_data_set(cells, capsys, monkeypatch):
 
 def test_convert_still_takes_checkpoints(tmp_path, capsys):
     missing = tmp_path / "nnunet"
-    assert main(["convert", str(missing), "--output", str(tmp_path / "model")]) == 2
+    assert main(["convert", str(missing), "--output", str(tmp_path / "model.safetensors")]) == 2
     assert str(missing) in capsys.readouterr().err
 
 

@@ -46,6 +46,14 @@ def add_pairs(command: argparse.ArgumentParser) -> None:
     command.add_argument("--label-key", help="data set of the labels in HDF5, Zarr or N5 files")
 
 
+def check_model_file(path: Path, overwrite: bool) -> None:
+    """Refuse a place where no model file can or may be written, before anything is computed."""
+    if path.suffix != ".safetensors" or path.is_dir():
+        raise ValueError(f"A model must be a file that ends in .safetensors, got {path}.")
+    if path.exists() and not overwrite:
+        raise ValueError(f"{path} exists already. Replace it with --overwrite.")
+
+
 def add_model_options(command: argparse.ArgumentParser, example: str) -> None:
     """Add `--option NAME=VALUE`, to be read by `model_options`."""
     command.add_argument(

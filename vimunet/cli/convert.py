@@ -10,6 +10,7 @@ from vimunet.cli.arguments import (
     add_command,
     add_model_options,
     build_representation,
+    check_model_file,
     model_options,
 )
 
@@ -38,8 +39,7 @@ def run(options: argparse.Namespace) -> int:
     from vimunet.checkpoint import TrainedModel, save_model
     from vimunet.representation import Semantic
 
-    if options.output.exists() and not options.overwrite:
-        raise ValueError(f"{options.output} exists already. Replace it with --overwrite.")
+    check_model_file(options.output, options.overwrite)
     found = read_checkpoint(options.checkpoint, **model_options(options.option))
     network: Any = found[0]
     report, tool = found[1:]

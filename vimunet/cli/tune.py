@@ -12,6 +12,7 @@ from vimunet.cli.arguments import (
     add_labelled_pixels_only,
     add_pairs,
     add_prediction_options,
+    check_model_file,
     prediction_options,
 )
 
@@ -29,6 +30,7 @@ def add_parser(commands: Commands) -> None:
     command.add_argument("--model", required=True, help="nuclei, ... or a model file")
     add_pairs(command)
     command.add_argument("--output", type=Path, help="model file to write")
+    command.add_argument("--overwrite", action="store_true", help="replace an existing --output")
     command.add_argument("--in-place", action="store_true", help="replace the file of --model")
     add_labelled_pixels_only(command)
     add_prediction_options(command)
@@ -44,6 +46,8 @@ def run(options: argparse.Namespace) -> int:
         raise ValueError("Give either --output FILE or --in-place, to say where the model goes.")
     if options.in_place and not Path(options.model).is_file():
         raise ValueError(f"`--in-place` must come with a model file, got {options.model}.")
+    path = Path(options.model) if options.in_place else options.output
+    check_model_file(path, options.in_place or options.overwrite)
     model = load_model(options.model)
     classes = model.representation.labels_are_classes
     if classes and options.labelled_pixels_only:
@@ -56,7 +60,6 @@ def run(options: argparse.Namespace) -> int:
         masks=classes,
     )
     model.network.to(choose_device(options.device))
-    path = options.model if options.in_place else options.output
     choose_thresholds(
         model, samples, path, options.labelled_pixels_only, **prediction_options(options)
     )
