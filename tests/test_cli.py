@@ -396,9 +396,18 @@ def test_tune_stores_better_thresholds(pairs, tmp_path, monkeypatch, capsys):
         (pairs / "images" / name).unlink()
         (pairs / "labels" / name).with_suffix(".tif").unlink()
     data = ["--images", str(pairs / "images"), "--labels", str(pairs / "labels")]
-    assert main(["tune", *data, "--model", str(path), "--in-place"]) == 0
+    options = ["--scale", "2", "--symmetries", "4", "--halo", "32", "--precision", "float32"]
+    assert main(["tune", *data, "--model", str(path), "--in-place", *options]) == 0
     assert "foreground_threshold: 0.5 -> 0.7" in capsys.readouterr().out
-    assert load_model(path).representation.foreground_threshold == 0.7
+    tuned = load_model(path)
+    assert tuned.representation.foreground_threshold == 0.7
+    assert tuned.info["tuned"]["prediction"] == {
+        "scale": 2.0,
+        "tile_size": None,
+        "halo": 32,
+        "symmetries": 4,
+        "precision": "float32",
+    }
 
 
 def test_tune_says_where_the_model_goes(pairs, model_file, capsys):

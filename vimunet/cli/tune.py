@@ -22,6 +22,10 @@ if TYPE_CHECKING:
     from vimunet.representation import Representation
 
 
+_NO_MATTER = ("device", "batch_size")
+"""Options of `predict` to which the thresholds do not belong."""
+
+
 def add_parser(commands: Commands) -> None:
     """Add the command and its arguments."""
     command = add_command(
@@ -105,6 +109,7 @@ def choose_thresholds(
         f"{measure}_before": before,
         measure: score,
         "labelled_pixels_only": labelled_pixels_only,
+        "prediction": {name: options[name] for name in options if name not in _NO_MATTER},
     }
     save_model(path, replace(model, representation=tuned, info={**model.info, "tuned": note}))
     print(f"Model with these thresholds: {path}")
