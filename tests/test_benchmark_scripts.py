@@ -1,5 +1,6 @@
 """The scripts of experiments/benchmark, from files to files."""
 
+import html
 import json
 import shutil
 import sys
@@ -149,6 +150,8 @@ def test_published_numbers_are_beside_the_measured_ones(tmp_path, run, methods):
         for words in ("published, other data and training", "UNETR Huge", "0.429", "0.397"):
             assert words in text, (name, words)
         assert "U-Mamba Bot" not in text  # not published for distances
+    command = "python experiments/benchmark/compare.py --published 'LIVECell distances' shifted="
+    assert command in html.unescape((tmp_path / "comparison" / "report.html").read_text())
     result = json.loads((tmp_path / "comparison" / "comparison.json").read_text())
     assert list(result["methods"]) == ["shifted", "far"]
     assert result["best"] == "shifted"

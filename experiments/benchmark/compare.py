@@ -27,11 +27,12 @@ def main() -> int:
         help="numbers of the paper to show beside, 'LIVECell boundaries' for example",
     )
     options = flags.parse_args()
-    published = None
+    published, program = None, ["python", "experiments/benchmark/compare.py"]
     if options.published is not None:
         data, _, maps = options.published.partition(" ")
         published = published_scores(data, maps)
-    return compare.run(options, published)
+        program += ["--published", options.published]
+    return compare.run(options, published, program)
 
 
 if __name__ == "__main__":

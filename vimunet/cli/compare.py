@@ -60,12 +60,17 @@ def add_arguments(command: argparse.ArgumentParser) -> None:
     command.add_argument("--overwrite", action="store_true", help="replace an earlier comparison")
 
 
-def run(options: argparse.Namespace, published: Mapping[str, float] | None = None) -> int:
+def run(
+    options: argparse.Namespace,
+    published: Mapping[str, float] | None = None,
+    program: Sequence[str] = ("vimunet", "compare"),
+) -> int:
     """Score several methods and write the tables, the figure and the report.
 
     Args:
         options: What `add_arguments` reads.
         published: mSA of others' methods on others' images, for a panel of their own.
+        program: The words before these options, for the report to tell how to repeat it.
 
     Returns:
         The exit code.
@@ -116,6 +121,7 @@ def run(options: argparse.Namespace, published: Mapping[str, float] | None = Non
         options.images,
         most_images=options.gallery,
         published=published,
+        program=program,
     )
     write_tables(output, result)
     _print(result)

@@ -7,7 +7,7 @@ The file loads nothing from elsewhere and runs no script; names of files and met
 import datetime
 import platform
 import shlex
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -48,6 +48,7 @@ def write_report(
     predictions: Mapping[str, Readable] | None = None,
     most_images: int = MOST_IMAGES,
     published: Mapping[str, float] | None = None,
+    program: Sequence[str] = ("vimunet", "compare"),
 ) -> None:
     """Write the report of a comparison as one HTML file of a few megabytes at most.
 
@@ -63,6 +64,7 @@ def write_report(
         most_images: How many images are shown at most; 0 for none.
         published: mSA of other people's methods on other images, by name; they get a panel of
             their own in the figure and no place in the tables.
+        program: The words before the arguments of `vimunet compare`, to tell how to repeat it.
 
     Raises:
         FileNotFoundError: If a folder does not exist.
@@ -80,7 +82,7 @@ def write_report(
         }
     labels = open_predictions(labels_folder or result["labels"])
     painter = Painter(result, labels, predictions, images_folder, len(chosen))
-    command = _command(result, images_folder, most_images, path.parent)
+    command = _command(program, result, images_folder, most_images, path.parent)
     parts = (
         _head(result),
         _problems(result),
@@ -228,12 +230,16 @@ def _settings(
 
 
 def _command(
-    result: dict[str, Any], images_folder: str | Path | None, most_images: int, output: Path
+    program: Sequence[str],
+    result: dict[str, Any],
+    images_folder: str | Path | None,
+    most_images: int,
+    output: Path,
 ) -> str:
     """Write the command line that makes this comparison."""
     settings = result["settings"]
     methods = result["methods"].items()
-    words = ["vimunet", "compare", *(f"{name}={method['folder']}" for name, method in methods)]
+    words = [*program, *(f"{name}={method['folder']}" for name, method in methods)]
     words += ["--labels", result["labels"]]
     if images_folder is not None:
         words += ["--images", str(images_folder)]
