@@ -407,6 +407,28 @@ def test_names_pair_in_natural_order_across_formats(folders):
         np.testing.assert_array_equal(marks, LABELS)
 
 
+@pytest.mark.parametrize("stacked", [False, True])
+def test_one_channel_of_pairs(folders, rng, stacked):
+    labels = rng.integers(0, 9, (6, 30, 40)[not stacked :]).astype(np.uint16)
+    image = rng.integers(0, 999, (*labels.shape[:-2], 3, 30, 40)).astype(np.uint16)
+    axes = {"metadata": {"axes": "ZCYX"[not stacked :]}, "photometric": "minisblack"}
+    tifffile.imwrite(folders[0] / "a.ome.tif", image, **axes)
+    tifffile.imwrite(folders[1] / "a.tif", labels, photometric="minisblack")
+    with pytest.raises(
+        ValueError, match="`channel` must be chosen, from 0 to 2: the model takes 1"
+    ):
+        find_pairs(*folders, in_channels=1)
+    with pytest.raises(ValueError, match="`channel` must be from 0 to 2"):
+        find_pairs(*folders, channel=3)
+    assert find_pairs(*folders, in_channels=3)[-1].read()[0].shape == (30, 40, 3)
+    pixels, found = find_pairs(*folders, in_channels=1, channel=1)[-1].read()
+    assert np.array_equal(pixels, image[-1, 1] if stacked else image[1])
+    assert np.array_equal(found, labels[-1] if stacked else labels)
+    tifffile.imwrite(folders[0] / "a.ome.tif", image[..., 0, :, :], photometric="minisblack")
+    with pytest.raises(ValueError, match="`channel` is for images with channels"):
+        find_pairs(*folders, channel=0)
+
+
 def test_one_folder_of_hdf5_files_with_two_keys(folders):
     images, _ = folders
     save(images / "cell.h5", GREY, key="raw")

@@ -26,9 +26,9 @@ from zarr.storage import LocalStore
 from vimunet.prediction import (
     Box,
     Pixels,
-    _choose_device,
-    _choose_precision,
     check_scale,
+    choose_precision,
+    device_for,
     predict,
 )
 from vimunet.stitching import joined_numbers, partners
@@ -169,8 +169,8 @@ class BlockwiseSegmentation:
             )
         self._written = _written(self._output)
         form = model.representation
-        device = _choose_device(options.get("device", "auto"), network)
-        precision = _choose_precision(options.get("precision", "auto"), device)
+        device = device_for(options.get("device", "auto"), network)
+        precision = choose_precision(options.get("precision", "auto"), device)
         settings = {
             "image": str(source),
             "image written": _written(_description(self._array)),

@@ -345,8 +345,8 @@ def predict(
     if not 1 <= symmetries <= 8:
         raise ValueError(f"`symmetries` must be from 1 to 8, got {symmetries}.")
     check_scale(scale)
-    run_device = _choose_device(device, network)
-    dtype = _choose_precision(precision, run_device)
+    run_device = device_for(device, network)
+    dtype = choose_precision(precision, run_device)
     pixels = image
     if not isinstance(pixels, Pixels):
         pixels = Pixels(image, network.in_channels, model.normalization)
@@ -474,7 +474,8 @@ def choose_device(device: str | torch.device = "auto") -> torch.device:
     return chosen
 
 
-def _choose_device(device: str | torch.device, network: nn.Module) -> torch.device:
+def device_for(device: str | torch.device, network: nn.Module) -> torch.device:
+    """Return the device on which `predict` runs a network, given its option `device`."""
     current = _device_of(network)
     if str(device) == "auto" and current.type != "cpu":
         return current
@@ -486,7 +487,8 @@ def _device_of(network: nn.Module) -> torch.device:
     return torch.device("cpu") if parameter is None else parameter.device
 
 
-def _choose_precision(precision: str, device: torch.device) -> torch.dtype:
+def choose_precision(precision: str, device: torch.device) -> torch.dtype:
+    """Return the type in which `predict` computes on a device, given its option `precision`."""
     if precision == "auto":
         if device.type == "cpu":
             fast = bfloat16_is_fast()

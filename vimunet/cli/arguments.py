@@ -44,6 +44,9 @@ def add_pairs(command: argparse.ArgumentParser) -> None:
     )
     command.add_argument("--image-key", help="data set of the images in HDF5, Zarr or N5 files")
     command.add_argument("--label-key", help="data set of the labels in HDF5, Zarr or N5 files")
+    command.add_argument(
+        "--channel", type=int, help="of images with channels or colours, from 0 (default: all)"
+    )
 
 
 def check_model_file(path: Path, overwrite: bool) -> None:

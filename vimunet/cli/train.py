@@ -6,7 +6,7 @@ import os
 import re
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from vimunet.cli.arguments import (
     REPRESENTATIONS,
@@ -124,7 +124,10 @@ def run(options: argparse.Namespace) -> int:
         if start is not None
         else build_representation(options.representation or "boundaries", options.num_classes)
     )
+    taken: Any = options if start is None else start.network
     reading = {
+        "in_channels": taken.in_channels,
+        "channel": options.channel,
         "image_key": options.image_key,
         "label_key": options.label_key,
         "masks": representation.labels_are_classes,

@@ -53,6 +53,7 @@ def run(options: argparse.Namespace) -> int:
     path = Path(options.model) if options.in_place else options.output
     check_model_file(path, options.in_place or options.overwrite)
     model = load_model(options.model)
+    network: Any = model.network
     classes = model.representation.labels_are_classes
     if classes and options.labelled_pixels_only:
         raise ValueError("`--labelled-pixels-only` must be left out for classes.")
@@ -62,6 +63,8 @@ def run(options: argparse.Namespace) -> int:
         image_key=options.image_key,
         label_key=options.label_key,
         masks=classes,
+        in_channels=network.in_channels,
+        channel=options.channel,
     )
     model.network.to(choose_device(options.device))
     choose_thresholds(

@@ -58,6 +58,9 @@ _MASK_HINT = (
 )
 
 
+_NO_CHANNELS = "`channel` is for images with channels, {} has none. Leave it out."
+
+
 def read_image(path: str | Path, key: str | None = None) -> np.ndarray:
     """Read one image.
 
@@ -111,19 +114,25 @@ def read_slices(
     letter = next((letter for letter in "sc" if letter in axes), None)
     if letter is not None:
         pixels = np.moveaxis(pixels, axes.index(letter), -1)
-        count = pixels.shape[-1]
-        if letter == "c" and channel is None and count != in_channels:
-            raise ValueError(
-                f"`channel` must be chosen, from 0 to {count - 1}: the model takes {in_channels}, "
-                f"{path} has {count}."
-            )
-        if channel is not None and not 0 <= channel < count:
-            raise ValueError(f"`channel` must be from 0 to {count - 1} for {path}, got {channel}.")
+        _check_channel(Path(path), pixels.shape[-1], letter == "c", in_channels, channel)
         if channel is not None:
             pixels = pixels[..., channel]
     elif channel is not None:
-        raise ValueError(f"`channel` is for images with channels, {path} has none. Leave it out.")
+        raise ValueError(_NO_CHANNELS.format(path))
     return pixels, "".join(axis for axis in axes if axis not in ("y", "x", letter))
+
+
+def _check_channel(
+    path: Path, count: int, declared: bool, in_channels: int | None, channel: int | None
+) -> None:
+    """Refuse a channel that is not there, and to mix declared channels that a network lacks."""
+    if channel is not None and not 0 <= channel < count:
+        raise ValueError(f"`channel` must be from 0 to {count - 1} for {path}, got {channel}.")
+    if declared and channel is None and in_channels not in (None, count):
+        raise ValueError(
+            f"`channel` must be chosen, from 0 to {count - 1}: the model takes {in_channels}, "
+            f"{path} has {count}."
+        )
 
 
 def _guessed_axes(shape: tuple[int, ...], in_channels: int) -> str:
@@ -193,6 +202,8 @@ def find_pairs(
     image_key: str | None = None,
     label_key: str | None = None,
     masks: bool = False,
+    in_channels: int | None = None,
+    channel: int | None = None,
 ) -> list[Sample]:
     """Pair each image of one folder with the labels of the same name in another.
 
@@ -205,14 +216,17 @@ def find_pairs(
         image_key: Data set of the images inside HDF5, Zarr or N5 files.
         label_key: The same for the labels. With both keys, both folders may be the same.
         masks: For labels that are classes: take masks too, see `read_labels`.
+        in_channels: Channels that the network takes; None: any.
+        channel: Which channel or colour of the images to read; None: all.
 
     Returns:
         One sample per image in natural order; one per slice, called `name_z000`, for stacks.
 
     Raises:
         FileNotFoundError: If a folder is missing or holds no readable file type.
-        ValueError: If names do not pair, a name occurs twice, shapes differ, or labels are not
-            whole numbers. The message lists all files concerned.
+        ValueError: If names do not pair, a name occurs twice, shapes differ, labels are not whole
+            numbers, there is no such channel, or none is chosen and a file declares another number
+            than the network takes. The message lists all files concerned.
     """
     images, labels = Path(images), Path(labels)
     keys_differ = image_key is not None and label_key is not None and image_key != label_key
@@ -230,11 +244,12 @@ def find_pairs(
             + _listing(f"Labels without an image in {images}", label_files, image_files)
         )
 
+    reading = _Reading(image_key, label_key, masks, channel)
     samples: list[Sample] = []
     problems: list[str] = []
     for name, image_file in image_files.items():
         try:
-            samples += _pair(name, image_file, label_files[name], image_key, label_key, masks)
+            samples += _pair(name, image_file, label_files[name], reading, in_channels)
         except (OSError, ValueError) as error:
             problems.append(str(error))
     if problems:
@@ -244,21 +259,26 @@ def find_pairs(
     return samples
 
 
+@dataclass(frozen=True)
+class _Reading:
+    """How the files of a pair are read."""
+
+    image_key: str | None
+    label_key: str | None
+    masks: bool
+    channel: int | None
+
+
 def _pair(
-    name: str,
-    image_file: Path,
-    label_file: Path,
-    image_key: str | None,
-    label_key: str | None,
-    masks: bool,
+    name: str, image_file: Path, label_file: Path, reading: _Reading, in_channels: int | None
 ) -> list[Sample]:
     """Check the headers of one pair and return its samples, one per slice."""
-    with _open(label_file, label_key, indices=True) as stored:
-        problem = _label_problem(stored, masks)
+    with _open(label_file, reading.label_key, indices=True) as stored:
+        problem = _label_problem(stored, reading.masks)
         shape = stored.shape
     if problem is not None:
         raise ValueError(f"{label_file}: labels must be whole numbers, got {problem}")
-    with _open(image_file, image_key) as stored:
+    with _open(image_file, reading.image_key) as stored:
         if stored.dtype.kind not in "buif":
             raise ValueError(f"{image_file}: an image must hold numbers, got {stored.dtype}.")
         axis = _channel_axis(stored, shape)
@@ -267,7 +287,12 @@ def _pair(
                 f"{image_file}: shape {stored.shape} does not fit the labels "
                 f"{shape} of {label_file}."
             )
-    read = partial(_read_pair, image_file, label_file, image_key, label_key, axis, masks)
+        if axis is not None:
+            declared = stored.kept_axes[axis : axis + 1] == "c"
+            _check_channel(image_file, stored.shape[axis], declared, in_channels, reading.channel)
+        elif reading.channel is not None:
+            raise ValueError(_NO_CHANNELS.format(image_file))
+    read = partial(_read_pair, image_file, label_file, reading, axis)
     if len(shape) == 2:
         return [Sample(name, partial(read, None))]
     return [Sample(f"{name}_z{z:03d}", partial(read, z)) for z in range(shape[0])]
@@ -276,19 +301,19 @@ def _pair(
 def _read_pair(
     image_file: Path,
     label_file: Path,
-    image_key: str | None,
-    label_key: str | None,
+    reading: _Reading,
     channel_axis: int | None,
-    masks: bool,
     z: int | None,
 ) -> tuple[np.ndarray, np.ndarray]:
-    with _open(image_file, image_key) as stored:
+    with _open(image_file, reading.image_key) as stored:
         z_axis = 1 if channel_axis == 0 else 0
         image = stored.read(z, z_axis)
     if channel_axis is not None:
         image = np.moveaxis(image, channel_axis - (z is not None and channel_axis > z_axis), -1)
-    with _open(label_file, label_key, indices=True) as stored:
-        return image, _checked(stored.read(z), label_file, masks)
+        if reading.channel is not None:
+            image = image[..., reading.channel]
+    with _open(label_file, reading.label_key, indices=True) as stored:
+        return image, _checked(stored.read(z), label_file, reading.masks)
 
 
 @dataclass(frozen=True)
