@@ -42,6 +42,7 @@ from napari_vimunet._sample_data import nuclei
 from napari_vimunet._widget import VimunetWidget
 from napari_vimunet.layers import camera
 from napari_vimunet.retraining import Retrained
+from napari_vimunet.segmentation import CancelledError
 from npe2 import PluginManager, PluginManifest
 from qtpy.QtCore import QMimeData, QPoint, Qt, QUrl
 from qtpy.QtGui import QDropEvent
@@ -978,6 +979,22 @@ def test_training_in_the_background(viewer, widget, train, cells, segment, qtbot
     assert widget.models.choice.endswith(".safetensors")
     segment()
     assert widget.session.source(widget.labels.layer).model_name == widget.models.choice
+
+
+def test_training_has_a_network_of_its_own(widget, train, long_run, qtbot, monkeypatch):
+    """Neither Cancel of Segment nor its device may reach what learns."""
+    given = []
+
+    def retrain(model, *_, **__):
+        given.append(model.network)
+        raise CancelledError
+
+    monkeypatch.setattr("napari_vimunet.retraining.retrain", retrain)
+    train.train()
+    qtbot.waitUntil(lambda: not train.tasks.running, timeout=WAIT)
+    assert widget.tasks.running, "segmented meanwhile"
+    assert given[0] is not widget.session.load_model(widget.models.choice).network
+    assert not any(module._forward_pre_hooks for module in given[0].modules())
 
 
 def test_only_a_better_model_is_chosen(widget, train, slow_model, tmp_path):

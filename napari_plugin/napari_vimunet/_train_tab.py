@@ -21,6 +21,7 @@ from qtpy.QtWidgets import (
     QWidget,
 )
 
+import vimunet
 from napari_vimunet._controls import button, form, guarded, note
 from napari_vimunet._loss_plot import LossPlot
 from napari_vimunet._models import FOLDER
@@ -207,7 +208,8 @@ class TrainTab(QWidget):
                 return step.phase in ended
 
             task.report(0, 0, "Loading the model")
-            model = host.session.load_model(choice)
+            # Not that of the session, which may segment meanwhile, also on another device.
+            model = vimunet.load_model(choice)
             models = folder.parent / "models"
             return retrain(model, folder, models, minutes, progress=show, device=device)
 

@@ -219,7 +219,8 @@ class Session:
         """Load an embedded model by its name, or a file by its path.
 
         What was loaded before is taken again unless the file changed. May be called from any
-        thread.
+        thread, but the network is for one task at a time: predicting moves it between devices,
+        and makes it stop when the task is cancelled.
 
         Raises:
             FileNotFoundError: See `vimunet.load_model`.
