@@ -876,6 +876,27 @@ def test_slices_are_stitched_in_a_new_layer(viewer, widget, cells, segment, qtbo
     assert not messages()
 
 
+def test_stitched_slices_count_as_corrected(viewer, widget, cells, segment, qtbot):
+    viewer.add_image(np.stack([cells, np.roll(cells, 3, axis=1)]), name="volume")
+    viewer.dims.set_current_step(0, 0)
+    widget.segment.slices.setCurrentIndex(1)
+    segment()
+    widget.correct.stitch_button.click()
+    finish(widget, qtbot)
+    stitched = widget.labels.layer
+    before = stitched.data.copy()
+    assert np.array_equal(*(np.unique(plane) for plane in before)), "all go on"
+    for threshold in (0.6, 0.7):  # also once the slice is tuned
+        widget.tune.slider("foreground_threshold").setValue(threshold)
+        tuned(widget, qtbot)
+        layer = widget.labels.layer
+        assert layer.name == "volume (nuclei), stitched, tuned"
+        first, second = (set(np.unique(plane)) - {0} for plane in layer.data)
+        assert first and not first & second, "they are no longer one"
+    assert np.array_equal(stitched.data, before)
+    assert np.array_equal(layer.data[1], before[1])
+
+
 def test_stitching_is_offered_for_stacks_alone(viewer, widget, drawn):
     assert not widget.correct.slices.isVisible()
     layer = viewer.add_labels(np.stack([drawn.data, drawn.data]), name="stack")

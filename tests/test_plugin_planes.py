@@ -1,6 +1,7 @@
 """What the plugin reads of a layer, and what it knows of its results; no display needed."""
 
 import threading
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -133,6 +134,25 @@ def test_objects_of_planes_have_numbers_of_their_own(segmentation):
     segmentation.write((0,), found, Boundaries(), data)
     assert data[0, 0].tolist() == [7, 8, 9, 10, 0]
     assert [segmentation.states[index].objects for index in ((0,), (2,))] == [4, 3]
+
+
+def test_numbers_that_an_edit_took_are_not_given_again(segmentation):
+    data = np.zeros(segmentation.labels_shape, np.int32)
+    found = np.zeros((4, 5), np.int32)
+    found[0, :3] = 1, 2, 3
+    for index in ((0,), (2,)):
+        segmentation.write(index, found, Boundaries(), data)
+    segmentation.write((2,), np.where(found == 3, 0, found), Boundaries(), data)
+    data[0, 3, 3] = data.max() + 1
+    segmentation.states[(0,)] = segmentation.states[(0,)].corrected(data[0])
+    segmentation.write((2,), found, Boundaries(), data)
+    assert not set(data[0].ravel()) & set(data[2].ravel()) - {0}
+    # Nor are those of planes that hold the objects of others.
+    data[1] = data[0]
+    twin = replace(segmentation, states={(i,): segmentation.states[(0,)] for i in (0, 1)})
+    twin.states[(1,)] = twin.states[(1,)].emptied(np.zeros_like(data[1]))
+    twin.write((1,), found, Boundaries(), data)
+    assert not set(data[0].ravel()) & set(data[1].ravel()) - {0}
 
 
 def test_corrections_are_noticed(segmentation):

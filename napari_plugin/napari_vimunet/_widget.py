@@ -144,6 +144,7 @@ class VimunetWidget(QWidget):
             data[index] = 0
         added = self.add_version(layer, data, "tuned")
         states = self.session.source(added).states
+        states.update(segmentation.states)  # the others are as they were
         for index in indices:
             states[index] = states[index].emptied(data[index])
         show_info(f"Your corrections stay in {layer.name}; tuned labels are in {added.name}.")
@@ -152,12 +153,12 @@ class VimunetWidget(QWidget):
     def add_version(self, layer: Any, data: np.ndarray, what: str) -> Any:
         """Add other labels in the place of a layer, which is hidden; give their layer.
 
-        What is known of the layer is known of the new one too; planes that differ count as
-        corrected.
+        What is known of the layer is known of the new one too; its planes count as corrected.
         """
         known, twin = self.session.segmentation(layer), None
         if known is not None:
-            twin = replace(known, states=dict(known.states))
+            states = {index: state.corrected(data[index]) for index, state in known.states.items()}
+            twin = replace(known, states=states)
         added = self._add_labels(data, f"{layer.name}, {what}", same_place(layer), twin)
         if known is not None:
             self.session.maps.copy(known, self.session.source(added))
@@ -228,7 +229,7 @@ class VimunetWidget(QWidget):
             index = self.current_index(layer, segmentation.planes)
             state = segmentation.states.get(index)
             if state is not None:
-                segmentation.states[index] = replace(state, touched=True)
+                segmentation.states[index] = state.corrected(layer.data[index])
 
     def dragEnterEvent(self, event: Any) -> None:  # noqa: N802 (Qt's name)
         """Take files."""

@@ -33,22 +33,25 @@ class PlaneState:
     Attributes:
         representation: The thresholds that were used.
         digest: Of the labels as they were written.
-        first: Number of the first object.
-        count: How many numbers are reserved for this plane.
+        numbers: Of objects, which no other plane gets.
         objects: How many objects were found (for classes: how many besides background).
         touched: Whether the labels were edited since.
     """
 
     representation: "Representation"
     digest: bytes
-    first: int
-    count: int
+    numbers: range
     objects: int
     touched: bool = False
 
     def emptied(self, labels: np.ndarray) -> "PlaneState":
         """Describe the same plane without objects; `labels` are its zeros."""
-        return replace(self, digest=_digest(labels), objects=0, touched=False)
+        return replace(self, digest=_digest(labels), numbers=range(0), objects=0, touched=False)
+
+    def corrected(self, labels: np.ndarray) -> "PlaneState":
+        """Describe the same plane after it was edited; `labels` are what it holds now."""
+        stop = max(self.numbers.stop, int(labels.max(initial=0)) + 1)
+        return replace(self, numbers=range(self.numbers.start, stop), touched=True)
 
 
 @dataclass(eq=False)
@@ -117,22 +120,25 @@ class Segmentation:
         """
         highest = int(labels.max(initial=0))
         if representation.labels_are_classes:
-            first, count = 1, highest
+            numbers = range(1, highest + 1)
             objects = int(np.unique(labels[labels > 0]).size)
         else:
-            first, count = self._reserve(index, highest)
+            numbers = self._reserve(index, highest)
             objects = highest
-            labels = np.where(labels > 0, labels + (first - 1), 0)
+            labels = np.where(labels > 0, labels + (numbers.start - 1), 0)
         data[index] = labels
-        self.states[index] = PlaneState(representation, _digest(data[index]), first, count, objects)
+        self.states[index] = PlaneState(representation, _digest(data[index]), numbers, objects)
 
-    def _reserve(self, index: Index, count: int) -> tuple[int, int]:
-        """Find numbers for `count` objects that no other plane has."""
+    def _reserve(self, index: Index, count: int) -> range:
+        """Find numbers for `count` objects that no other plane has: those from before, or new."""
+        others = [state.numbers for i, state in self.states.items() if i != index]
         before = self.states.get(index)
-        if before is not None and count <= before.count:
-            return before.first, before.count
-        others = [s.first + s.count for i, s in self.states.items() if i != index]
-        return max(others, default=1), count
+        if before is not None and count <= len(before.numbers):
+            mine = before.numbers
+            if all(mine.stop <= other.start or other.stop <= mine.start for other in others):
+                return mine
+        start = max((other.stop for other in others), default=1)
+        return range(start, start + count)
 
 
 class MapCache:
