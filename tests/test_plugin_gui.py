@@ -12,6 +12,7 @@ import sys
 import threading
 import time
 from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -20,7 +21,7 @@ import tifffile
 import torch
 
 import vimunet
-from vimunet.representation import Boundaries
+from vimunet.representation import Boundaries, Distances
 
 pytest.importorskip("napari", reason="the plugin needs napari: pip install '.[dev]'")
 # In a process of its own, which Qt ends if there is no screen or a library for it is missing.
@@ -670,6 +671,47 @@ def test_thresholds_for_all_slices(viewer, widget, cells, segment, qtbot):
     widget.tune.all_button.click()
     finish(widget, qtbot)
     assert not layer.data.any()
+
+
+def test_looking_at_a_slice_sets_no_thresholds(viewer, widget, cells, segment, qtbot):
+    viewer.add_image(np.stack([cells, cells[::-1]]))
+    viewer.dims.set_current_step(0, 0)
+    widget.segment.slices.setCurrentIndex(1)
+    source = widget.session.source(segment())
+    widget.tune.slider("min_size").setValue(300)
+    tuned(widget, qtbot)
+    assert "Segment uses these too" in widget.tune.hint.text()
+    viewer.dims.set_current_step(0, 1)
+    assert widget.tune.slider("min_size").value() != 300
+    assert "Segment uses those you set last" in widget.tune.hint.text()
+    assert widget.session.thresholds(source).min_size == 300
+    widget.tune.all_button.click()
+    finish(widget, qtbot)
+    assert widget.session.thresholds(source) == source.model.representation
+
+
+def test_model_file_that_changed_brings_its_thresholds(
+    viewer, widget, cells, segment, qtbot, tmp_path
+):
+    path = tmp_path / "mine.safetensors"
+    model = vimunet.load_model("nuclei")
+    vimunet.save_model(path, model)
+    widget.models.add_file(path)
+    viewer.add_image(cells)
+    layer = segment()
+    widget.tune.slider("min_size").setValue(5)
+    tuned(widget, qtbot)
+    improved = replace(model.representation, min_size=10_000)
+    vimunet.save_model(path, replace(model, representation=improved))
+    assert not segment().data.any()
+    widget.labels.choose(layer)
+    widget.tune.slider("min_size").setValue(6)  # of the model that was
+    tuned(widget, qtbot)
+    torch.manual_seed(0)
+    other = vimunet.TrainedModel(vimunet.build_model("unet", 1, 3).eval(), Distances())
+    vimunet.save_model(path, other)
+    assert widget.session.source(segment()).model.representation == Distances()
+    assert not messages()
 
 
 def test_thresholds_are_saved_with_the_model(

@@ -99,7 +99,7 @@ class TuneTab(QWidget):
         """The representation of the chosen labels with what the sliders say."""
         _, segmentation = self._host.result()
         values = {name: slider.value() for name, slider in self._sliders.items()}
-        return replace(self._host.session.thresholds(segmentation), **values)
+        return replace(segmentation.model.representation, **values)
 
     def slider(self, field: str) -> Any:
         """Give the slider of a field, e.g. "min_size"."""
@@ -124,13 +124,14 @@ class TuneTab(QWidget):
             )
             return
         self._show_sliders(state.representation)
-        host.session.tuned[segmentation.model_name] = state.representation
         kind = "classes" if state.representation.labels_are_classes else "objects"
         self.count.setText(f"<span style='font-size:18pt'>{state.objects}</span> {kind}")
         others = sum(s.representation != state.representation for s in segmentation.states.values())
         self.all_button.setEnabled(others > 0)
+        wanted = host.session.thresholds(segmentation) == state.representation
         self.hint.setText(
-            f"{others} slices have other thresholds." if others else "Also used when you segment."
+            (f"{others} slices have other thresholds. " if others else "")
+            + ("Segment uses these too." if wanted else "Segment uses those you set last.")
         )
 
     def _show_sliders(self, representation: Any) -> None:
@@ -181,6 +182,8 @@ class TuneTab(QWidget):
             return
         try:
             layer, segmentation = self._host.result()
+            representation = self.representation
+            self._host.session.set_thresholds(segmentation, representation)
             index = self._host.current_index(layer, segmentation.planes)
             maps = self._host.session.maps.get(segmentation, index)
             if maps is None:
@@ -188,7 +191,6 @@ class TuneTab(QWidget):
                     "The maps of this plane must be in memory to be tuned, but they were dropped "
                     "to make room. Press Segment again."
                 )
-            representation = self.representation
         except ValueError as error:
             show_problem(error)
             return
@@ -222,6 +224,7 @@ class TuneTab(QWidget):
         host = self._host
         layer, segmentation = host.result()
         representation = self.representation
+        host.session.set_thresholds(segmentation, representation)
         wanted = [i for i, s in segmentation.states.items() if s.representation != representation]
         layer = host.uncorrected(layer, wanted)
         segmentation = host.session.source(layer)
@@ -266,13 +269,11 @@ class TuneTab(QWidget):
         _, segmentation = self._host.result()
         if path.suffix != ".safetensors":
             path = path.with_name(path.name + ".safetensors")
-        thresholds = self.representation
         model = replace(
             segmentation.model,
-            representation=thresholds,
+            representation=self.representation,
             info={**segmentation.model.info, "tuned": "by eye, in the napari plugin"},
         )
         vimunet.save_model(path, model)
-        self._host.session.tuned[str(path.resolve())] = thresholds
         self._host.models.add_file(path)
         self._host.say(f"Saved {path}.")

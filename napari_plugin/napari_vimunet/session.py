@@ -188,12 +188,11 @@ class Session:
 
     Attributes:
         maps: The maps of the results.
-        tuned: Thresholds that the user set, for each model by its name as it was chosen.
     """
 
     def __init__(self) -> None:
         self.maps = MapCache()
-        self.tuned: dict[str, Representation] = {}
+        self._tuned: dict[str, tuple[TrainedModel, Representation]] = {}
         self._of_layer: WeakKeyDictionary[Any, Segmentation] = WeakKeyDictionary()
         self._loaded: dict[str, tuple[tuple[int, int], TrainedModel]] = {}
 
@@ -218,8 +217,17 @@ class Session:
             self.maps.forget(segmentation)
 
     def thresholds(self, segmentation: Segmentation) -> "Representation":
-        """Give the thresholds to use now: those the user set last, or else the model's."""
-        return self.tuned.get(segmentation.model_name, segmentation.model.representation)
+        """Give the thresholds to use now: those the user set last, or else the model's.
+
+        A model file that was changed since, and loaded again, is another model.
+        """
+        loaded = segmentation.model
+        model, tuned = self._tuned.get(segmentation.model_name, (loaded, loaded.representation))
+        return tuned if model is loaded else loaded.representation
+
+    def set_thresholds(self, segmentation: Segmentation, representation: "Representation") -> None:
+        """Use these thresholds from now on, with the model of a result: the user wants them."""
+        self._tuned[segmentation.model_name] = (segmentation.model, representation)
 
     def load_model(self, choice: str) -> "TrainedModel":
         """Load an embedded model by its name, or a file by its path.
