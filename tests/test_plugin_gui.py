@@ -1129,6 +1129,13 @@ def test_table_is_linked_with_the_viewer(viewer, widget, drawn, qtbot, tmp_path,
     assert not messages()
 
 
+def test_without_unit_pixels_are_measured(widget, drawn, qtbot):
+    assert tuple(drawn.scale) == (2, 2)
+    widget.measure.measure_button.click()
+    finish(widget, qtbot)
+    assert widget.measure.model.columns["area_px2"].tolist() == [800, 225, 210, 60]
+
+
 def test_measures_and_scores_all_slices(viewer, widget, drawn, qtbot):
     labels = np.stack([drawn.data, np.where(drawn.data == 9, 0, drawn.data)])
     truth = viewer.add_labels(np.stack([drawn.data, drawn.data]), name="truth")

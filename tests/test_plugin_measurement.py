@@ -69,6 +69,14 @@ def test_physical_units(labels):
     assert "area_px2" in measure(labels, units="um")  # without a scale nothing is known
 
 
+def test_a_scale_without_unit_is_not_used(labels):
+    """As napari gives it: unit pixel, whatever the scale."""
+    pixels, scaled = measure(labels), measure(labels, scale=(0.5, 0.25), units="pixel")
+    assert list(scaled) == list(pixels)
+    for name, column in pixels.items():
+        np.testing.assert_array_equal(scaled[name], column)
+
+
 def test_pixels_that_are_not_square():
     """A disc of radius 20 whose rows are twice as high is an ellipse of half axes 40 and 20."""
     labels = ellipse((60, 60), 30, 30, 20, 20, 0).astype(np.uint8)

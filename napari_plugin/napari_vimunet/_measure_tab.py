@@ -205,7 +205,6 @@ class MeasureTab(QWidget):
         planes = None if box is None else host.segment.planes(image)
         scale = tuple(float(length) for length in layer.scale[-2:])
         unit = str(layer.units[-1])
-        known = unit if unit != "pixel" or scale != (1, 1) else None
 
         def work(task: Task) -> dict[str, np.ndarray]:
             tables = []
@@ -218,7 +217,7 @@ class MeasureTab(QWidget):
                 if planes is not None and box is not None:
                     plane = planes.plane(planes.at(index), box)
                     pixels = plane[(slice(0, plane.shape[0]), slice(0, plane.shape[1]))]
-                table = measure(labels, pixels, None if known is None else scale, unit)
+                table = measure(labels, pixels, scale, unit)
                 rows = len(table["label"])
                 places = {
                     f"slice_{axis}" if len(index) > 1 else "slice": np.full(rows, place)

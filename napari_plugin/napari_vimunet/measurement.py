@@ -78,7 +78,8 @@ def measure(
         labels: (y, x) integer labels, 0 background, or (z, y, x): each slice by itself.
         image: (y, x) or (y, x, c), with z in front for stacks. None: no intensities.
         scale: Height and width of a pixel, both > 0. None: 1, 1.
-        units: Of the scale, "um" or "micrometer" for example.
+        units: Of the scale, "um" or "micrometer" for example. With "pixel" the scale is no length
+            and not used: all is measured in pixels.
 
     Returns:
         Column name -> (n,) values, objects in the order of their slice and label.
@@ -103,6 +104,8 @@ def measure(
     if len(spacing) != 2 or not all(0 < length < math.inf for length in spacing):
         raise ValueError(f"`scale` must be two positive numbers, got {spacing}.")
     unit = _short(units) if scale is not None else "px"
+    if unit == "px":
+        spacing = (1.0, 1.0)
     if labels.ndim == 2:
         return _measure_slice(labels, pixels, spacing, unit)
     tables = [
