@@ -22,6 +22,14 @@ def test_round_trip_of_a_stack(tmp_path, rng):
         assert len(file.pages) == 3
 
 
+def test_mirrored_labels(tmp_path):
+    place = Place((-0.5, 0.25), (0.0, 0.0), ("micrometer", "micrometer"), ("y", "x"))
+    write_label_tiff(tmp_path / "a.tif", np.ones((4, 5), int), place)
+    assert read_label_tiff(tmp_path / "a.tif")[1] == place
+    with tifffile.TiffFile(tmp_path / "a.tif") as file:
+        assert np.divide(*file.pages[0].tags["YResolution"].value) == pytest.approx(20_000)
+
+
 def test_many_objects_need_32_bits(tmp_path):
     write_label_tiff(tmp_path / "a.tif", np.array([[0, 65_535]]))
     assert tifffile.imread(tmp_path / "a.tif").dtype == np.uint16

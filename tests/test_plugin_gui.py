@@ -1136,6 +1136,17 @@ def test_without_unit_pixels_are_measured(widget, drawn, qtbot):
     assert widget.measure.model.columns["area_px2"].tolist() == [800, 225, 210, 60]
 
 
+def test_mirrored_images(viewer, widget, train, cells, segment, qtbot):
+    viewer.add_image(cells, scale=(-0.5, 0.5), units="um")
+    layer = segment()
+    widget.measure.measure_button.click()
+    finish(widget, qtbot)
+    assert widget.measure.model.columns["area_um2"].sum() == np.count_nonzero(layer.data) / 4
+    train.add_button.click()
+    assert train.names.count() == 1
+    assert not messages()
+
+
 def test_measures_and_scores_all_slices(viewer, widget, drawn, qtbot):
     labels = np.stack([drawn.data, np.where(drawn.data == 9, 0, drawn.data)])
     truth = viewer.add_labels(np.stack([drawn.data, drawn.data]), name="truth")

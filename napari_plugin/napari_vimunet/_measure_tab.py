@@ -203,7 +203,7 @@ class MeasureTab(QWidget):
             box = part_of(layer, image)
         indices = self._planes(layer)
         planes = None if box is None else host.segment.planes(image)
-        scale = tuple(float(length) for length in layer.scale[-2:])
+        scale = tuple(abs(float(length)) for length in layer.scale[-2:])
         unit = str(layer.units[-1])
 
         def work(task: Task) -> dict[str, np.ndarray]:

@@ -87,7 +87,7 @@ def write_label_tiff(path: str | Path, labels: Any, place: Place | None = None) 
     centimetre = _CENTIMETRES.get(kept.units[-1])
     resolution: dict[str, Any] = {}
     if centimetre is not None and kept.units[-1] == kept.units[-2]:
-        lengths = (kept.scale[-1] * centimetre, kept.scale[-2] * centimetre)
+        lengths = (abs(kept.scale[-1]) * centimetre, abs(kept.scale[-2]) * centimetre)
         resolution = {
             "resolution": tuple(1 / length for length in lengths),
             "resolutionunit": "CENTIMETER",

@@ -137,5 +137,5 @@ def micrometres(layer: Any) -> tuple[float, float] | None:
     for scale, unit in zip(layer.scale[-2:], layer.units[-2:], strict=True):
         if not unit.is_compatible_with("micrometer"):
             return None
-        sizes.append(float((scale * unit).to("micrometer").magnitude))
+        sizes.append(abs(float((scale * unit).to("micrometer").magnitude)))
     return sizes[0], sizes[1]
