@@ -673,6 +673,26 @@ def test_thresholds_for_all_slices(viewer, widget, cells, segment, qtbot):
     assert not layer.data.any()
 
 
+def test_maps_are_fetched_in_the_thread_of_the_viewer(
+    viewer, widget, cells, segment, qtbot, monkeypatch
+):
+    viewer.add_image(np.stack([cells] * 3))
+    widget.segment.slices.setCurrentIndex(1)
+    segment()
+    widget.tune.slider("min_size").setValue(1000)
+    tuned(widget, qtbot)
+    get, threads = widget.session.maps.get, []
+
+    def watched(*plane):
+        threads.append(threading.current_thread())
+        return get(*plane)
+
+    monkeypatch.setattr(widget.session.maps, "get", watched)
+    widget.tune.all_button.click()
+    finish(widget, qtbot)
+    assert threads == [threading.main_thread()] * 2
+
+
 def test_looking_at_a_slice_sets_no_thresholds(viewer, widget, cells, segment, qtbot):
     viewer.add_image(np.stack([cells, cells[::-1]]))
     viewer.dims.set_current_step(0, 0)

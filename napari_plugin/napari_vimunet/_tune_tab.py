@@ -228,11 +228,12 @@ class TuneTab(QWidget):
         wanted = [i for i, s in segmentation.states.items() if s.representation != representation]
         layer = host.uncorrected(layer, wanted)
         segmentation = host.session.source(layer)
+        kept = {index: host.session.maps.get(segmentation, index) for index in wanted}
 
         def work(task: Task) -> None:
             for number, index in enumerate(wanted):
                 task.report(number, len(wanted), f"slice {number + 1} of {len(wanted)}")
-                maps = host.session.maps.get(segmentation, index)
+                maps = kept.pop(index)
                 if maps is None:
                     plane = segmentation.planes.plane(index, segmentation.box)
                     maps = predict_plane(

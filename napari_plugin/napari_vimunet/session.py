@@ -144,6 +144,8 @@ class Segmentation:
 class MapCache:
     """Maps of planes, dropped in the order of their last use once they need too much memory.
 
+    For the thread of the viewer alone.
+
     Args:
         limit: Most memory in bytes. The maps added last always stay.
     """
