@@ -229,6 +229,29 @@ def test_segmenting_again_uses_the_same_layer(viewer, cells, segment):
     assert len(viewer.layers) == 2
 
 
+def test_slices_are_predicted_again_as_they_were(viewer, widget, cells, segment, qtbot):
+    viewer.add_image(np.stack([cells, cells[::-1]]), name="stack")
+    widget.segment.slices.setCurrentIndex(1)
+    first = segment()
+    widget.segment.scale.setValue(2)
+    second = segment()
+    assert second is not first
+    scales = [widget.session.source(layer).options.scale for layer in (first, second)]
+    assert scales == [1, 2]
+    assert np.array_equal(
+        second.data[0] > 0, vimunet.segment(cells, vimunet.load_model("nuclei"), scale=2) > 0
+    )
+    shown = int(viewer.dims.current_step[0])
+    before = second.data[1 - shown].copy()
+    widget.session.maps.forget(widget.session.source(second))
+    state = widget.session.source(second).states[(1 - shown,)]
+    state.representation = replace(state.representation, min_size=1000)
+    widget.tune.all_button.setEnabled(True)
+    widget.tune.all_button.click()
+    finish(widget, qtbot)
+    assert np.array_equal(second.data[1 - shown], before)
+
+
 def test_corrected_labels_are_never_replaced(viewer, widget, cells, segment):
     viewer.add_image(cells, name="cells")
     layer = segment()

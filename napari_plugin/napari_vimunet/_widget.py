@@ -114,8 +114,8 @@ class VimunetWidget(QWidget):
     def layer_for(self, image: Any, segmentation: Segmentation, indices: list[Index]) -> Any:
         """Find the Labels layer for a result, or make one.
 
-        A layer of the same image and model is used again unless a plane of it that would be
-        replaced was corrected.
+        A layer of the same image, model and options is used again unless a plane of it that would
+        be replaced was corrected.
         """
         for layer in self.viewer.layers:
             known = self.session.segmentation(layer)

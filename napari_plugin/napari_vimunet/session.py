@@ -91,6 +91,7 @@ class Segmentation:
             and (self.planes.channel_axis, self.planes.channel, self.box)
             == (other.planes.channel_axis, other.planes.channel, other.box)
             and self.model is other.model
+            and self.options == other.options
         )
 
     def is_corrected(self, index: Index, labels: np.ndarray) -> bool:
