@@ -339,8 +339,9 @@ def test_channels_of_a_layer(viewer, widget, cells, segment):
         assert layer.get_value((1, channel, y, x), world=True) == layer.data[1, 0, y, x]
 
 
-def test_rgb_image(viewer, widget, cells, segment):
-    viewer.add_image(np.repeat(cells[..., None], 3, axis=-1), rgb=True)
+@pytest.mark.parametrize("channels", [3, 4])
+def test_rgb_image(viewer, widget, cells, segment, channels):
+    viewer.add_image(np.repeat(cells[..., None], channels, axis=-1), rgb=True)
     layer = segment()
     assert layer.data.shape == cells.shape
     assert layer.data.max() >= 4

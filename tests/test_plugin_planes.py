@@ -62,6 +62,13 @@ def test_colours_are_no_planes():
     assert planes.plane(()).shape == (4, 5, 3)
 
 
+def test_opacity_is_no_colour(rng):
+    data = rng.integers(0, 255, (2, 4, 5, 4), dtype=np.uint8)
+    plane = Planes(data, rgb=True).plane((1,))
+    assert plane.shape == (4, 5, 3)
+    assert np.array_equal(plane[WHOLE], data[1, ..., :3])
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [

@@ -24,7 +24,8 @@ class Planes:
 
     Args:
         data: (..., y, x), or (..., y, x, c) with `rgb`: an array, or anything indexed like one.
-        rgb: Whether the last axis holds colours.
+        rgb: Whether the last axis holds colours: red, green and blue, and maybe opacity, which is
+            not read.
         channel_axis: Axis that holds channels, or None.
         channel: Which channel to take; "all" gives them to the network together.
 
@@ -106,7 +107,7 @@ class Plane:
         rows, columns = box
         size: tuple[int, ...] = (rows.stop - rows.start, columns.stop - columns.start)
         if planes.rgb:
-            size += (planes.data.shape[-1],)
+            size += (3,)
         elif planes.channel_axis is not None and planes.channel == "all":
             size += (planes.channels,)
         self.shape: tuple[int, ...] = size
@@ -122,10 +123,11 @@ class Plane:
         )
         planes = self._planes
         place: list[int | slice] = list(self._index)
+        colours = (slice(3),) if planes.rgb else ()
         together = planes.channel_axis is not None and planes.channel == "all"
         if planes.channel_axis is not None:
             place[planes.channel_axis] = slice(None) if together else int(planes.channel)
-        pixels = np.asarray(planes.data[(*place, rows, columns)])
+        pixels = np.asarray(planes.data[(*place, rows, columns, *colours)])
         if together:
             pixels = np.moveaxis(pixels, 0, -1)
         if self._fill is None:
