@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 import tifffile
+from napari_vimunet import label_files
 from napari_vimunet.label_files import Place, read_label_tiff, write_label_tiff
 
 
@@ -44,6 +45,21 @@ def test_axes_of_length_one_are_left_out(tmp_path):
     assert labels.shape == (4, 5, 6)
     assert found.scale == (1, 2, 3)
     assert found.axes == ("t", "y", "x")
+
+
+def test_names_of_many_axes_are_kept():
+    assert Place.of(5, axes="ptzyx").axes == tuple("ptzyx")
+    assert Place.of(5).axes == ("",) * 5
+
+
+def test_large_stacks_become_bigtiff(tmp_path, monkeypatch):
+    labels = np.ones((2, 10, 10), int)
+    for limit in (labels.size * 2, labels.size * 2 - 1):
+        monkeypatch.setattr(label_files, "_LARGEST_CLASSIC", limit)
+        write_label_tiff(tmp_path / "a.tif", labels)
+        with tifffile.TiffFile(tmp_path / "a.tif") as file:
+            assert file.is_bigtiff == (limit < labels.size * 2)
+        assert np.array_equal(read_label_tiff(tmp_path / "a.tif")[0], labels)
 
 
 @pytest.mark.parametrize(

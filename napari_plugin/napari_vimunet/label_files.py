@@ -4,6 +4,7 @@ Zlib-compressed 16-bit TIFF, 32-bit where there are more objects, one page per s
 pixel is in the resolution tags, all of the rest as JSON text in the description.
 """
 
+import math
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -15,6 +16,9 @@ from numpy.typing import NDArray
 from vimunet.files import replacing
 
 _MARK = "labels of vimunet"
+_LARGEST_CLASSIC = 2**32 - 2**25
+"""Bytes that are sure to fit into a TIFF with offsets of 32 bits, however badly they compress."""
+
 _CENTIMETRES = {"meter": 1e2, "millimeter": 1e-1, "micrometer": 1e-4, "nanometer": 1e-7}
 
 
@@ -47,7 +51,7 @@ class Place(NamedTuple):
             tuple(float(length) for length in (scale if scale is not None else [1] * ndim)),
             tuple(float(place) for place in (translate if translate is not None else [0] * ndim)),
             tuple(str(unit) for unit in (units or ["pixel"] * ndim)),
-            tuple(str(axis) for axis in (axes or "tzyx"[-ndim:] if ndim <= 4 else [""] * ndim)),
+            tuple(str(axis) for axis in (axes or ("tzyx"[-ndim:] if ndim <= 4 else [""] * ndim))),
         )
 
     def without(self, dropped: Sequence[int]) -> "Place":
@@ -98,6 +102,7 @@ def write_label_tiff(path: str | Path, labels: Any, place: Place | None = None) 
             (plane.astype(dtype) for plane in _planes(labels)),
             shape=shape,
             dtype=dtype,
+            bigtiff=math.prod(shape) * dtype.itemsize > _LARGEST_CLASSIC,
             photometric="minisblack",
             compression="zlib",
             metadata={"content": _MARK, **kept._asdict()},
