@@ -41,6 +41,7 @@ from napari_vimunet import _reader, _tasks, correction
 from napari_vimunet._correct_tab import STROKE, TOOLS
 from napari_vimunet._sample_data import nuclei
 from napari_vimunet._widget import VimunetWidget
+from napari_vimunet._writer import save_labels
 from napari_vimunet.layers import camera
 from napari_vimunet.retraining import Retrained
 from napari_vimunet.segmentation import CancelledError
@@ -1256,6 +1257,28 @@ def test_ome_zarr_and_rois(viewer, widget, cells, segment, tmp_path, monkeypatch
     assert again.units == layer.units
     outlines = roifile.roiread(tmp_path / "cells.zip")
     assert len(outlines) == len(np.unique(layer.data)) - 1
+
+
+@pytest.mark.parametrize("ending", [".tif", ".ome.zarr", ".zip"])
+def test_saving_again_replaces_the_file(viewer, drawn, tmp_path, ending):
+    if ending == ".zip":
+        pytest.importorskip("roifile")
+    path = tmp_path / f"drawn_labels{ending}"
+    save_labels(path, drawn)
+    drawn.data = np.where(drawn.data == 9, 0, drawn.data)
+    save_labels(path, drawn)
+    assert drawn.save(str(path), plugin="vimunet") == [str(path)]
+    if ending != ".zip":
+        (again,) = viewer.open(path, plugin="vimunet")
+        assert np.array_equal(again.data, drawn.data)
+
+
+def test_saving_replaces_no_folder_of_other_files(drawn, tmp_path):
+    (tmp_path / "a.ome.zarr").mkdir()
+    (tmp_path / "a.ome.zarr" / "thesis.txt").write_text("unique")
+    with pytest.raises(FileExistsError):
+        save_labels(tmp_path / "a.ome.zarr", drawn)
+    assert (tmp_path / "a.ome.zarr" / "thesis.txt").exists()
 
 
 def test_reader_leaves_other_files_alone(tmp_path):

@@ -1,4 +1,7 @@
-"""Labels to files: label TIFF, OME-Zarr, ROIs for ImageJ."""
+"""Labels to files: label TIFF, OME-Zarr, ROIs for ImageJ.
+
+Existing files are replaced: the dialogs have asked.
+"""
 
 from pathlib import Path
 from typing import Any
@@ -32,6 +35,7 @@ def write_ome_zarr(path: str, data: Any, attributes: dict[str, Any]) -> list[str
         translate=place.translate,
         units=place.units,
         axes=axes if axes in ("yx", "zyx", "tyx", "tzyx") else None,
+        overwrite=True,
     )
     return [path]
 
