@@ -403,7 +403,6 @@ def test_type_of_the_labels_is_kept_and_nothing_changed_in_place(dumbbell, dtype
 
 def test_new_numbers():
     assert unused_labels(np.array([[0, 5]]), 2) == [6, 7]
-    assert unused_labels(np.array([[0, 5]]), 2, first=30) == [30, 31]
     full = np.arange(256, dtype=np.uint8).reshape(16, 16)
     with pytest.raises(ValueError, match="room for 1 more objects, but uint8 ends at 255"):
         unused_labels(full, 1)
@@ -413,10 +412,11 @@ def test_new_numbers():
     assert unused_labels(np.array([[1, 2, 255]], np.uint8), 3) == [3, 4, 5]
 
 
-def test_new_number_may_be_given(dumbbell):
-    assert split(dumbbell, (20, 15), [(20, 15), (20, 32)], new_label=99).label == 99
-    assert add(dumbbell, (3, 3), new_label=99).label == 99
-    both = cut(dumbbell, [(20, 0), (20, 59)], new_label=99)
+def test_new_numbers_are_free_in_all_slices(dumbbell):
+    stack = np.stack([dumbbell, np.full_like(dumbbell, 98)])
+    assert split(dumbbell, (20, 15), [(20, 15), (20, 32)], stack=stack).label == 99
+    assert add(dumbbell, (3, 3), stack=stack).label == 99
+    both = cut(dumbbell, [(20, 0), (20, 59)], stack)
     assert set(both.values) == {99, 100}
 
 

@@ -933,6 +933,19 @@ def test_new_objects_of_a_stack_have_numbers_of_their_own(viewer, widget, drawn)
     assert np.array_equal(layer.data[1], stack[1])
 
 
+def test_numbers_of_a_full_stack_are_free_in_all_slices(viewer, widget, drawn):
+    others = np.arange(256, dtype=np.uint8)
+    others[100] = 0
+    stack = np.stack([drawn.data, np.resize(others, drawn.data.shape)]).astype(np.uint8)
+    layer = viewer.add_labels(stack.copy(), name="stack")
+    viewer.dims.set_current_step(0, 0)
+    widget.correct.edit("split", np.array([(20, 15), (20, 45)]))
+    assert objects(layer) == set(range(1, 256))
+    assert set(np.unique(layer.data[0])) == {0, 3, 5, 6, 9, 100}
+    with pytest.raises(ValueError, match="must have room for 1 more objects"):
+        widget.correct.edit("add", np.array([(35.0, 60.0)]))
+
+
 def test_slices_are_stitched_in_a_new_layer(viewer, widget, cells, segment, qtbot):
     correct = widget.correct
     image = np.stack([cells, np.roll(cells, 3, axis=1), np.zeros_like(cells), cells])[:, None]

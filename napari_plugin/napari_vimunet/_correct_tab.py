@@ -275,28 +275,25 @@ class CorrectTab(QWidget):
         index = self._index(layer)
         labels = layer.data[index]
         landscape, foreground = self._landscape(layer, index)
-        new = None
-        if layer.ndim > 2:  # a number that no other plane has
-            new = int(layer.data.max()) + 1
         if tool == "split":
-            edit = correction.split(labels, points[0], points, landscape, new)
+            edit = correction.split(labels, points[0], points, landscape, layer.data)
         elif tool == "cut":
-            edit = correction.cut(labels, points, new)
+            edit = correction.cut(labels, points, layer.data)
         elif tool == "merge":
             edit = correction.merge(labels, points)
         elif tool == "delete":
             edit = correction.delete(labels, points[0])
         elif tool == "redraw":
-            edit = self._redraw(labels, points, new)
+            edit = self._redraw(labels, points, layer.data)
         else:
-            edit = correction.add(labels, points[0], landscape, foreground, new_label=new)
+            edit = correction.add(labels, points[0], landscape, foreground, stack=layer.data)
         return self._apply(layer, index, edit, TOOLS[tool].name)
 
-    def _redraw(self, labels: np.ndarray, outline: np.ndarray, new: int | None) -> Any:
+    def _redraw(self, labels: np.ndarray, outline: np.ndarray, stack: np.ndarray) -> Any:
         """Give the outline to the object that fills most of it, or to a new one."""
         label = correction.object_inside(labels, outline)
         if label is None:
-            (label,) = correction.unused_labels(labels, 1, new)
+            (label,) = correction.unused_labels(stack, 1)
         return correction.redraw(labels, label, outline)
 
     def _apply(self, layer: Any, index: Index, edit: Any, name: str) -> int:

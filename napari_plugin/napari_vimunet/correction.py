@@ -80,7 +80,7 @@ def split(
     position: Sequence[float],
     line: ArrayLike,
     landscape: ArrayLike | None = None,
-    new_label: int | None = None,
+    stack: NDArray | None = None,
 ) -> Edit:
     """Split an object in two, one part around each end of a line.
 
@@ -95,7 +95,8 @@ def split(
             the object or up to 5 pixels beside it.
         landscape: (y, x) map in [0, 1] that is low inside objects and high between them, see
             `landscape_and_foreground`.
-        new_label: Number of the new object; None chooses, see `unused_labels`.
+        stack: (..., y, x) all slices, where `labels` is one of them: the new object gets a number
+            that is free in all, see `unused_labels`.
 
     Returns:
         The part around the first end keeps its number, the other part gets a new one. Empty if
@@ -127,11 +128,11 @@ def split(
         parts = parts if parts is not None else _split_at_ridge(heights, mask, ends, ridge)
     if parts is None:
         parts = _split_halfway(mask, ends)
-    (new,) = unused_labels(labels, 1, new_label)
+    (new,) = unused_labels(labels if stack is None else stack, 1)
     return _edit(labels, box, parts == 2, new, new)
 
 
-def cut(labels: ArrayLike, line: ArrayLike, new_label: int | None = None) -> Edit:
+def cut(labels: ArrayLike, line: ArrayLike, stack: NDArray | None = None) -> Edit:
     """Cut objects along a line.
 
     Only objects that the line crosses from side to side are cut. No pixel is lost: those under
@@ -140,7 +141,7 @@ def cut(labels: ArrayLike, line: ArrayLike, new_label: int | None = None) -> Edi
     Args:
         labels: (y, x) integer labels, 0 background.
         line: (n, 2) points of the line, n >= 2.
-        new_label: Number of the first new object, the next ones count on; None chooses.
+        stack: (..., y, x) all slices, as for `split`.
 
     Returns:
         The largest part of each object keeps its number, the others get new ones. Pieces of fewer
@@ -157,7 +158,7 @@ def cut(labels: ArrayLike, line: ArrayLike, new_label: int | None = None) -> Edi
         here = under == old
         blade[rows[here] - box[0].start, columns[here] - box[1].start] = True
         cut_off += [(box, part) for part in _cut_off(mask, blade)]
-    new = unused_labels(labels, len(cut_off), new_label)
+    new = unused_labels(labels if stack is None else stack, len(cut_off))
     edits = [_edit(labels, box, part, i, i) for (box, part), i in zip(cut_off, new, strict=True)]
     return _joined(labels, edits)
 
@@ -254,7 +255,7 @@ def add(
     landscape: ArrayLike | None = None,
     foreground: ArrayLike | None = None,
     radius: float | None = None,
-    new_label: int | None = None,
+    stack: NDArray | None = None,
 ) -> Edit:
     """Add an object where the user clicked.
 
@@ -270,7 +271,8 @@ def add(
         foreground: (y, x) map in [0, 1].
         radius: Largest distance of a pixel from the click. None: twice that of the typical
             object, see `typical_radius`.
-        new_label: Number of the new object; None chooses, see `unused_labels`.
+        stack: (..., y, x) all slices, where `labels` is one of them: the new object gets a number
+            that is free in all, see `unused_labels`.
 
     Returns:
         The new object; others stay as they are. Empty if there is an object at `position`
@@ -314,7 +316,7 @@ def add(
     pieces = connected_components(allowed | start, connectivity=1)
     clicked = pieces[center[0] - box[0].start, center[1] - box[1].start]
     shape = ndimage.binary_fill_holes(pieces == clicked) & free
-    (new,) = unused_labels(labels, 1, new_label)
+    (new,) = unused_labels(labels if stack is None else stack, 1)
     return _edit(labels, box, shape, new, new)
 
 
@@ -398,19 +400,18 @@ def typical_radius(labels: ArrayLike) -> float:
     return float(np.sqrt(np.median(areas) / np.pi)) if areas.size else _FIRST_RADIUS
 
 
-def unused_labels(labels: NDArray, count: int, first: int | None = None) -> list[int]:
+def unused_labels(labels: NDArray, count: int) -> list[int]:
     """Choose numbers for new objects: those after the largest or, beyond the dtype, free ones.
 
     Args:
         labels: (...) integer labels.
         count: How many numbers.
-        first: Count on from this one instead.
 
     Raises:
         ValueError: If the dtype has too few numbers left.
     """
     largest = int(np.iinfo(labels.dtype).max)
-    start = max(int(labels.max(initial=0)), 0) + 1 if first is None else first
+    start = max(int(labels.max(initial=0)), 0) + 1
     if start + count - 1 <= largest:
         return list(range(start, start + count))
     used = np.unique(labels)
