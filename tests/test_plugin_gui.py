@@ -43,7 +43,7 @@ from napari_vimunet._sample_data import nuclei
 from napari_vimunet._widget import VimunetWidget
 from napari_vimunet._writer import save_labels
 from napari_vimunet.layers import camera
-from napari_vimunet.retraining import Retrained
+from napari_vimunet.retraining import Retrained, Step
 from napari_vimunet.segmentation import CancelledError
 from npe2 import PluginManager, PluginManifest
 from qtpy.QtCore import QMimeData, QPoint, Qt, QUrl
@@ -1116,6 +1116,38 @@ def test_training_has_a_network_of_its_own(widget, train, long_run, qtbot, monke
     assert widget.tasks.running, "segmented meanwhile"
     assert given[0] is not widget.session.load_model(widget.models.choice).network
     assert not any(module._forward_pre_hooks for module in given[0].modules())
+
+
+@pytest.mark.parametrize(
+    ("phase", "phases"),
+    [("before", ["before"]), ("training", ["before", "training", "after", "saved"])],
+)
+def test_closing_the_dock_ends_the_training(
+    viewer, widget, train, qtbot, monkeypatch, phase, phases
+):
+    """What was learnt is saved, but nothing goes on unseen."""
+    seen, inside = [], threading.Event()
+
+    def retrain(*_, progress, **__):
+        for name in ("before", "training", "after"):
+            seen.append(name)
+            for _ in range(2 if name == "before" != phase else 1000):
+                if name == phase:
+                    inside.set()
+                if progress(Step(name, 1, None, 1.0, 1.0)):
+                    break
+                time.sleep(0.01)
+        seen.append("saved")
+
+    monkeypatch.setattr("napari_vimunet.retraining.retrain", retrain)
+    train.train()
+    task = train.tasks._task
+    qtbot.waitUntil(inside.is_set, timeout=WAIT)
+    viewer.window.remove_dock_widget(widget)
+    widget.close()
+    widget.deleteLater()
+    qtbot.waitUntil(lambda: not task._thread.is_alive(), timeout=5000)
+    assert seen == phases
 
 
 def test_only_a_better_model_is_chosen(widget, train, slow_model, tmp_path):

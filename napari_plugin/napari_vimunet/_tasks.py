@@ -60,6 +60,10 @@ class Task(QObject):
     Args:
         function: Called with this task. It looks at `stop` now and then; it may
             raise `CancelledError`.
+
+    Attributes:
+        stop: Set to ask it to end.
+        abandoned: Whether nobody is there any more who could ask again.
     """
 
     _alive: ClassVar[set["Task"]] = set()
@@ -74,6 +78,7 @@ class Task(QObject):
     def __init__(self, function: Callable[["Task"], Any]):
         super().__init__()
         self.stop = threading.Event()
+        self.abandoned = False
         self._function = function
         self._thread = threading.Thread(target=self._run, name="vimunet", daemon=True)
         for last in (self.done, self.failed, self.stopped):
@@ -86,6 +91,11 @@ class Task(QObject):
             application.aboutToQuit.connect(self._leave)
         self._alive.add(self)
         self._thread.start()
+
+    def abandon(self) -> None:
+        """Ask the task to end for good: its window is closed."""
+        self.abandoned = True
+        self.stop.set()
 
     def report(self, done: int, total: int, text: str) -> None:
         """Say how far it is; from within the task."""
@@ -116,7 +126,7 @@ class Task(QObject):
         self._alive.discard(self)
 
     def _leave(self) -> None:
-        self.stop.set()
+        self.abandon()
         self._thread.join(_LONGEST_WAIT)
 
 
@@ -197,7 +207,7 @@ class TaskPanel(QWidget):
         task.done.connect(self._finish)
         task.failed.connect(self._fail)
         task.stopped.connect(self._stopped)
-        self.destroyed.connect(task.stop.set)
+        self.destroyed.connect(task.abandon)
         self.text.setText(title)
         self.bar.setRange(0, 0)
         self._show_running(True)

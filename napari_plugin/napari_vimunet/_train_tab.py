@@ -28,6 +28,7 @@ from napari_vimunet._models import FOLDER
 from napari_vimunet._tasks import Task, TaskPanel, show_seconds
 from napari_vimunet.layers import micrometres, part_of, shown_position
 from napari_vimunet.planes import Planes
+from napari_vimunet.segmentation import CancelledError
 from napari_vimunet.training_set import TrainingSet
 from vimunet.overlay import draw_overlay
 
@@ -201,11 +202,13 @@ class TrainTab(QWidget):
             ended: set[str] = set()
 
             def show(step: Any) -> bool:
+                if task.abandoned and step.phase == "before":
+                    raise CancelledError  # nothing was learnt yet
                 if task.stop.is_set():  # each press of Stop ends one phase
                     task.stop.clear()
                     ended.add(step.phase)
                 task.hand_over(step)
-                return step.phase in ended
+                return task.abandoned or step.phase in ended
 
             task.report(0, 0, "Loading the model")
             # Not that of the session, which may segment meanwhile, also on another device.
