@@ -37,6 +37,7 @@ ALLOWED = {
     "data": {"data", "volumes"},
     "evaluation": {"data", "files", "matching", "representation"},
     "files": set(),
+    "label_files": {"files", "volumes"},
     "losses": {"representation"},
     "matching": set(),
     "models": {"models"},

@@ -19,6 +19,7 @@ from vimunet.cli.segment import _write_tiff
 from vimunet.cli.train import _split
 from vimunet.data import Sample
 from vimunet.data.folder import read_image, read_labels
+from vimunet.label_files import read_label_tiff
 from vimunet.models import build_model
 from vimunet.overlay import draw_overlay
 from vimunet.prediction import predict, segment
@@ -207,6 +208,17 @@ def test_series_of_stacks_keeps_its_axes(pairs, model_file):
     assert np.array_equal(found[0] > 0, found[1] > 0)
     with tifffile.TiffFile(pairs / "out" / "maps" / "series.tif") as maps:
         assert (maps.series[0].axes, maps.series[0].shape) == ("TZCYX", (2, 3, 2, *cell.shape))
+
+
+def test_labels_keep_the_size_of_a_pixel(pairs, model_file):
+    cell = read_image(pairs / "images" / "cell0.png")
+    file = pairs / "scaled.tif"
+    notes = {"unit": "um", "spacing": 1.5, "axes": "ZYX"}
+    tifffile.imwrite(file, np.stack([cell] * 2), imagej=True, resolution=(4, 4), metadata=notes)
+    assert run_segment(file, "--output", pairs / "out", model=model_file) == 0
+    place = read_label_tiff(pairs / "out" / "scaled.tif")[1]
+    assert place.scale == (1.5, 0.25, 0.25)
+    assert place.units == ("micrometer",) * 3
 
 
 def test_overlays_of_planar_images_and_of_shorter_stacks(pairs, model_file):

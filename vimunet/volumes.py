@@ -308,11 +308,15 @@ def _unit(units: str | Sequence[str | None], axes: str) -> tuple[str | None, ...
     return tuple(_word(str(u or ""), _KINDS[a]) for u, a in zip(units, axes, strict=True))
 
 
+def unit_name(unit: str, kind: str) -> str | None:
+    """Give the name that NGFF has for a unit of "space" or "time"; None if it has none."""
+    name = _UNITS.get(unit.strip(), unit.strip().lower())
+    return name if name in _KNOWN_UNITS[kind] else None
+
+
 def _word(unit: str, kind: str) -> str | None:
-    if unit.strip().lower() in _NO_UNIT:
-        return None
-    word = _UNITS.get(unit.strip(), unit.strip().lower())
-    if word in _KNOWN_UNITS[kind]:
+    word = unit_name(unit, kind)
+    if word is not None or unit.strip().lower() in _NO_UNIT:
         return word
     warnings.warn(
         f"The unit {unit!r} is not known to OME-Zarr for an axis of {kind} and left out. "

@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from napari_vimunet.label_files import read_label_tiff
+from vimunet.label_files import read_label_tiff
 from vimunet.volumes import read_ome_zarr
 
 Layers = list[tuple[Any, dict[str, Any], str]]

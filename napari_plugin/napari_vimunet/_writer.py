@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from napari_vimunet.label_files import Place, write_label_tiff
+from vimunet.label_files import Place, write_label_tiff
 from vimunet.volumes import write_ome_zarr_labels
 
 FILTERS = ("Label TIFF (*.tif)", "OME-Zarr (*.ome.zarr)", "ImageJ ROIs (*.zip)")

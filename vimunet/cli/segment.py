@@ -278,6 +278,7 @@ def _segment_file(
     import numpy as np
 
     from vimunet.data.folder import read_slices
+    from vimunet.label_files import place_of_image, write_label_tiff
     from vimunet.overlay import draw_overlay
     from vimunet.prediction import predict
     from vimunet.stitching import stitch_slices
@@ -298,10 +299,9 @@ def _segment_file(
     classes = model.representation.labels_are_classes
     if not classes:
         found = stitch_slices(found, options.stitch_threshold)
-    dtype = np.uint16 if found.max() < 2**16 else np.uint32
-    labels: np.ndarray = found.astype(dtype).reshape(*lengths, *slices.shape[1:3])
+    labels = found.reshape(*lengths, *slices.shape[1:3])
     paths = _output_files(file, options)
-    _write_tiff(paths["labels"], labels, f"{stack}yx")
+    write_label_tiff(paths["labels"], labels, place_of_image(file, f"{stack}yx"))
     if options.save_maps:
         maps = np.stack(all_maps)
         _write_tiff(paths["maps"], maps.reshape(*lengths, *maps.shape[1:]), f"{stack}cyx")

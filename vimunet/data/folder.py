@@ -506,7 +506,7 @@ def _open_tiff(file: tifffile.TiffFile, path: Path) -> _Stored:
         (s.shape, s.dtype, s.axes) == (first.shape, first.dtype, first.axes) for s in others
     )
     stack = _TiffStack(file, file.series if alike else [first])
-    axes = first.axes.lower()
+    axes = "".join(axis[:1] for axis in first.axes).lower()  # a list where a writer gave one
     if first.kind == "shaped" and not axes.endswith("s"):
         axes = axes.replace("s", "z")  # tifffile writes stacks of 3 or 4 slices so
     if len(stack.series) > 1:

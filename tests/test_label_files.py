@@ -1,10 +1,12 @@
-"""Label TIFF files of the plugin: numbers, scale and units come back; nothing else is taken."""
+"""Label TIFF files: numbers, scale and units come back; nothing else is taken."""
 
 import numpy as np
 import pytest
 import tifffile
-from napari_vimunet import label_files
-from napari_vimunet.label_files import Place, read_label_tiff, write_label_tiff
+
+from vimunet import label_files
+from vimunet.data.folder import read_labels
+from vimunet.label_files import Place, place_of_image, read_label_tiff, write_label_tiff
 
 
 def test_round_trip_of_a_stack(tmp_path, rng):
@@ -83,3 +85,41 @@ def test_files_of_others_are_not_taken(tmp_path):
     tifffile.imwrite(tmp_path / "a.tif", np.ones((2, 2), np.uint8))
     with pytest.raises(ValueError, match="must be a label TIFF of vimunet"):
         read_label_tiff(tmp_path / "a.tif")
+
+
+@pytest.mark.parametrize("axes", ["yx", "zyx", "tzyx"])
+def test_all_commands_read_them(tmp_path, rng, axes):
+    labels = rng.integers(0, 9, (2, 3, 20, 30)[-len(axes) :])
+    write_label_tiff(tmp_path / "a.tif", labels, Place.of(len(axes), axes=axes))
+    with tifffile.TiffFile(tmp_path / "a.tif") as file:
+        assert file.series[0].axes == axes.upper()
+    if len(axes) < 4:
+        assert np.array_equal(read_labels(tmp_path / "a.tif"), labels)
+
+
+def test_place_of_images_of_other_programs(tmp_path):
+    image = np.zeros((3, 20, 30), np.uint8)
+    sizes = {"PhysicalSizeX": 0.25, "PhysicalSizeY": 500, "PhysicalSizeYUnit": "nm"}
+    path = tmp_path / "a.ome.tif"
+    tifffile.imwrite(path, image, metadata={"axes": "TYX", "TimeIncrement": 2.0, **sizes})
+    place = Place(
+        (2.0, 500.0, 0.25), (0,) * 3, ("second", "nanometer", "micrometer"), ("t", "y", "x")
+    )
+    assert place_of_image(path, "tyx") == place
+    path = tmp_path / "a.tif"
+    notes = {"axes": "ZYX", "spacing": 1.5, "unit": "um"}
+    for unit in ("um", "micron", "\\u00B5m"):
+        notes["unit"] = unit
+        tifffile.imwrite(path, image, imagej=True, resolution=(4, 2), metadata=notes)
+        place = Place((1.5, 0.5, 0.25), (0,) * 3, ("micrometer",) * 3, ("z", "y", "x"))
+        assert place_of_image(path, "zyx") == place, unit
+    tifffile.imwrite(path, image[0], resolution=(40_000, 20_000), resolutionunit="CENTIMETER")
+    assert place_of_image(path, "yx").scale == pytest.approx((0.5, 0.25))
+    assert place_of_image(path, "yx").units == ("micrometer", "micrometer")
+
+
+@pytest.mark.parametrize("options", [{}, {"resolution": (72, 72), "resolutionunit": "INCH"}])
+def test_place_that_is_not_declared(tmp_path, options):
+    tifffile.imwrite(tmp_path / "a.tif", np.zeros((20, 30), np.uint8), **options)
+    for path in (tmp_path / "a.tif", tmp_path / "a.png"):
+        assert place_of_image(path, "yx") == Place.of(2)

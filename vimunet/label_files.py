@@ -1,19 +1,22 @@
 """Labels as TIFF files that keep scale, place and units; any program can read the numbers.
 
 Zlib-compressed 16-bit TIFF, 32-bit where there are more objects, one page per slice. The size of a
-pixel is in the resolution tags, all of the rest as JSON text in the description.
+pixel is in the resolution tags, all of the rest as JSON text in the description. `place_of_image`
+reads what other programs wrote of it.
 """
 
 import math
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
+from xml.etree import ElementTree
 
 import numpy as np
 import tifffile
 from numpy.typing import NDArray
 
 from vimunet.files import replacing
+from vimunet.volumes import unit_name
 
 _MARK = "labels of vimunet"
 _LARGEST_CLASSIC = 2**32 - 2**25
@@ -105,7 +108,12 @@ def write_label_tiff(path: str | Path, labels: Any, place: Place | None = None) 
             bigtiff=math.prod(shape) * dtype.itemsize > _LARGEST_CLASSIC,
             photometric="minisblack",
             compression="zlib",
-            metadata={"content": _MARK, **kept._asdict()},
+            metadata={
+                "content": _MARK,
+                **kept._asdict(),
+                "axes": "".join(axis[:1] or "q" for axis in kept.axes).upper(),
+                "names": kept.axes,
+            },
             **resolution,
         )
 
@@ -125,7 +133,62 @@ def read_label_tiff(path: str | Path) -> tuple[NDArray, Place]:
             )
         labels = file.asarray()
     fields = {name: tuple(notes[name]) for name in Place._fields}
-    return labels, Place(**fields)
+    return labels, Place(**fields | {"axes": tuple(notes["names"])})
+
+
+def place_of_image(path: str | Path, axes: str) -> Place:
+    """Tell the size of a pixel as an image file declares it.
+
+    Known are OME-TIFF, TIFF by ImageJ, and TIFF with a resolution per centimetre.
+
+    Args:
+        path: Image file of any kind.
+        axes: Of the image, a letter each, "zyx" for example.
+
+    Returns:
+        Its place; pixels of 1 where nothing is declared.
+    """
+    sizes: dict[str, tuple[float, str]] = {}
+    if Path(path).suffix.lower() in (".tif", ".tiff"):
+        with tifffile.TiffFile(path) as file:
+            sizes = _ome_sizes(file) if file.is_ome else _tag_sizes(file)
+    known = [sizes.get(axis, (1.0, "pixel")) for axis in axes]
+    return Place.of(len(axes), [size for size, _ in known], None, [u for _, u in known], axes)
+
+
+def _ome_sizes(file: tifffile.TiffFile) -> dict[str, tuple[float, str]]:
+    root = ElementTree.fromstring(file.ome_metadata or "<OME/>")
+    pixels = next((element for element in root.iter() if element.tag.endswith("Pixels")), None)
+    found = {} if pixels is None else pixels.attrib
+    declared = [(axis, f"PhysicalSize{axis.upper()}", "µm") for axis in "zyx"]
+    return {
+        axis: size
+        for axis, name, unit in [*declared, ("t", "TimeIncrement", "s")]
+        if (size := _size(found.get(name), found.get(f"{name}Unit", unit), axis))
+    }
+
+
+def _tag_sizes(file: tifffile.TiffFile) -> dict[str, tuple[float, str]]:
+    tags, notes = file.pages.first.tags, file.imagej_metadata or {}
+    unit = str(notes.get("unit", "")).replace("\\u00B5", "µ")
+    per_unit = 1.0
+    if not unit and (tag := tags.get("ResolutionUnit")) is not None:
+        unit, per_unit = ("µm", 1e4) if tag.value == tifffile.RESUNIT.CENTIMETER else ("", 1.0)
+    sizes = {"z": _size(notes.get("spacing"), unit, "z")}
+    sizes["t"] = _size(notes.get("finterval"), "s", "t")
+    for axis in "yx":
+        if (tag := tags.get(f"{axis.upper()}Resolution")) is not None:
+            pixels, lengths = tag.value
+            sizes[axis] = _size(per_unit * lengths / pixels if pixels else None, unit, axis)
+    return {axis: size for axis, size in sizes.items() if size is not None}
+
+
+def _size(length: Any, unit: str, axis: str) -> tuple[float, str] | None:
+    """Give a length and the name of its unit if both mean something."""
+    name = unit_name(unit, "time" if axis == "t" else "space")
+    if length is None or name is None or not 0 < float(length) < math.inf:
+        return None
+    return float(length), name
 
 
 def _planes(labels: Any) -> Iterator[NDArray]:
