@@ -40,6 +40,7 @@ ALLOWED = {
     "label_files": {"files", "volumes"},
     "losses": {"representation"},
     "matching": set(),
+    "measurement": {"evaluation", "files"},
     "models": {"models"},
     "overlay": set(),
     "postprocessing": set(),

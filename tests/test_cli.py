@@ -19,7 +19,7 @@ from vimunet.cli.segment import _write_tiff
 from vimunet.cli.train import _split
 from vimunet.data import Sample
 from vimunet.data.folder import read_image, read_labels
-from vimunet.label_files import read_label_tiff
+from vimunet.label_files import Place, read_label_tiff, write_label_tiff
 from vimunet.models import build_model
 from vimunet.overlay import draw_overlay
 from vimunet.prediction import predict, segment
@@ -823,3 +823,31 @@ def test_output_may_be_cut_off(pairs):
         errors = process.stderr.read().decode()
     assert errors == ""
     assert process.returncode == 1
+
+
+def test_objects_are_measured(pairs, tmp_path, capsys):
+    cells = [read_image(pairs / "images" / f"cell{i}.png") for i in range(3)]
+    for number in range(3):
+        labels = read_labels(pairs / "labels" / f"cell{number}.tif")
+        place = Place.of(2, [0.5, 0.5], None, ["micrometer"] * 2) if number else None
+        write_label_tiff(pairs / "labels" / f"cell{number}.tif", labels, place)
+    command = ["measure", "--labels", str(pairs / "labels"), "--csv", str(tmp_path / "a.csv")]
+    assert main([*command, "--images", str(pairs / "images")]) == 0
+    with (tmp_path / "a.csv").open(encoding="utf-8-sig") as file:
+        rows = list(csv.DictReader(file))
+    assert f"{len(rows)} objects of 3 images" in capsys.readouterr().out
+    for number, cell in enumerate(cells):
+        labels = read_labels(pairs / "labels" / f"cell{number}.tif")
+        mine = [row for row in rows if row["image"] == f"cell{number}"]
+        assert [int(row["label"]) for row in mine] == list(np.unique(labels[labels > 0]))
+        for row in mine:
+            inside = labels == int(row["label"])
+            assert float(row["mean_intensity"]) == pytest.approx(cell[inside].mean(), rel=1e-6)
+            known, unknown = ("area_um2", "area_px2")[:: 1 if number else -1]
+            assert float(row[known]) == pytest.approx(inside.sum() * (0.25 if number else 1))
+            assert row[unknown] == ""
+    assert main(command) == 2
+    assert "exists already. Replace it with --overwrite" in capsys.readouterr().err
+    (pairs / "images" / "cell1.png").unlink()
+    assert main([*command, "--overwrite", "--images", str(pairs / "images")]) == 2
+    assert "must have an image for all labels, lacks cell1." in capsys.readouterr().err

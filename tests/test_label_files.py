@@ -7,6 +7,7 @@ import tifffile
 from vimunet import label_files
 from vimunet.data.folder import read_labels
 from vimunet.label_files import Place, place_of_image, read_label_tiff, write_label_tiff
+from vimunet.volumes import write_ome_zarr_labels
 
 
 def test_round_trip_of_a_stack(tmp_path, rng):
@@ -116,6 +117,14 @@ def test_place_of_images_of_other_programs(tmp_path):
     tifffile.imwrite(path, image[0], resolution=(40_000, 20_000), resolutionunit="CENTIMETER")
     assert place_of_image(path, "yx").scale == pytest.approx((0.5, 0.25))
     assert place_of_image(path, "yx").units == ("micrometer", "micrometer")
+
+
+def test_place_of_ome_zarr(tmp_path):
+    path = tmp_path / "a.ome.zarr"
+    labels = np.zeros((3, 20, 30), np.uint16)
+    write_ome_zarr_labels(path, labels, scale=(2, 0.5, 0.25), units="micrometer", axes="zyx")
+    assert place_of_image(path, "zyx").scale == (2, 0.5, 0.25)
+    assert place_of_image(path, "yx").units == ("micrometer",) * 2
 
 
 @pytest.mark.parametrize("options", [{}, {"resolution": (72, 72), "resolutionunit": "INCH"}])

@@ -16,7 +16,7 @@ import tifffile
 from numpy.typing import NDArray
 
 from vimunet.files import replacing
-from vimunet.volumes import unit_name
+from vimunet.volumes import is_ome_zarr, read_ome_zarr, unit_name
 
 _MARK = "labels of vimunet"
 _LARGEST_CLASSIC = 2**32 - 2**25
@@ -139,7 +139,7 @@ def read_label_tiff(path: str | Path) -> tuple[NDArray, Place]:
 def place_of_image(path: str | Path, axes: str) -> Place:
     """Tell the size of a pixel as an image file declares it.
 
-    Known are OME-TIFF, TIFF by ImageJ, and TIFF with a resolution per centimetre.
+    Known are OME-Zarr, OME-TIFF, TIFF by ImageJ, and TIFF with a resolution per centimetre.
 
     Args:
         path: Image file of any kind.
@@ -152,6 +152,10 @@ def place_of_image(path: str | Path, axes: str) -> Place:
     if Path(path).suffix.lower() in (".tif", ".tiff"):
         with tifffile.TiffFile(path) as file:
             sizes = _ome_sizes(file) if file.is_ome else _tag_sizes(file)
+    elif is_ome_zarr(path):
+        volume = read_ome_zarr(path)
+        lengths = zip(volume.axes, volume.scale, volume.units, strict=True)
+        sizes = {axis: (length, unit) for axis, length, unit in lengths if unit is not None}
     known = [sizes.get(axis, (1.0, "pixel")) for axis in axes]
     return Place.of(len(axes), [size for size, _ in known], None, [u for _, u in known], axes)
 

@@ -19,9 +19,9 @@ from napari_vimunet._controls import LayerChoice, button, choice, connect, form,
 from napari_vimunet._tasks import Task
 from napari_vimunet._writer import FILTERS, save_labels
 from napari_vimunet.layers import camera, part_of, shown_position
-from napari_vimunet.measurement import measure, score, write_csv
 from napari_vimunet.planes import Planes
 from napari_vimunet.segmentation import CancelledError
+from vimunet.measurement import measure, score, write_csv
 
 _ROLE_OF_VALUE = Qt.ItemDataRole.UserRole
 

@@ -1,4 +1,4 @@
-"""The command line: `vimunet info | segment | train | tune | evaluate | compare | convert | data`.
+"""The command line: `vimunet info | segment | train | tune | evaluate | measure | compare | ...`.
 
 Each command reads files, calls one function of the library and writes files; nothing is computed
 here. A command imports what it needs when it runs, so that `vimunet --help` answers at once.
@@ -19,6 +19,7 @@ COMMANDS = (
     "train",
     "tune",
     "evaluate",
+    "measure",
     "compare",
     "convert",
     "convert_nnunet",

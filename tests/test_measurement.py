@@ -5,9 +5,9 @@ import warnings
 
 import numpy as np
 import pytest
-from napari_vimunet.measurement import measure, score, write_csv
 
 from vimunet.evaluation import evaluate
+from vimunet.measurement import measure, score, write_csv
 
 
 def ellipse(shape, row, column, a, b, degrees):
