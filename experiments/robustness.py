@@ -61,6 +61,26 @@ def deepen(image: np.ndarray, labels: np.ndarray, on: float) -> tuple[np.ndarray
     return ((500 + 4095 * unit).astype(np.uint16) if on else image), labels
 
 
+def surround(image: np.ndarray, labels: np.ndarray, factor: float) -> tuple[np.ndarray, np.ndarray]:
+    """Put the image into the corner of an empty field, `factor` times as high and wide.
+
+    The field has the level and the noise of the pixels without object.
+    """
+    if factor == 1:
+        return image, labels
+    outside = image[:, labels == 0]
+    level = np.median(outside, axis=1)
+    noise = 1.48 * np.median(np.abs(outside - level[:, None]), axis=1)  # of a normal distribution
+    _, height, width = image.shape
+    size = (round(height * factor), round(width * factor))
+    field = np.random.default_rng(0).normal(size=(len(image), *size))
+    field = np.rint(level[:, None, None] + noise[:, None, None] * field)
+    field[:, :height, :width] = image
+    annotated = np.zeros(size, labels.dtype)
+    annotated[:height, :width] = labels
+    return field.astype(np.float32), annotated
+
+
 CHANGES: dict[str, tuple[Change, tuple[float, ...]]] = {
     "scale": (scale, (0.5, 0.7, 1.0, 1.4, 2.0)),
     "noise": (noise, (0.0, 0.1, 0.2, 0.4, 0.8)),
@@ -68,6 +88,7 @@ CHANGES: dict[str, tuple[Change, tuple[float, ...]]] = {
     "shading": (shade, (0.0, 0.3, 0.6, 0.9)),
     "inversion": (invert, (0.0, 1.0)),
     "16 bit": (deepen, (0.0, 1.0)),
+    "empty field": (surround, (1.0, 2.0, 4.0)),
 }
 """Each change, and the strengths to try; the unchanged image is among them."""
 
@@ -91,8 +112,13 @@ def main() -> None:
 def measure(model: TrainedModel, samples: list[Sample]) -> dict[str, dict[float, float]]:
     """Give the mean mSA over the samples for each change and strength."""
     labelled_pixels_only = not model.representation.has_background
-    curves: dict[str, dict[float, float]] = {name: {} for name in CHANGES}
-    cases = [(name, change, x) for name, (change, strengths) in CHANGES.items() for x in strengths]
+    changes = {
+        name: change
+        for name, change in CHANGES.items()
+        if name != "empty field" or model.representation.has_background
+    }
+    curves: dict[str, dict[float, float]] = {name: {} for name in changes}
+    cases = [(name, change, x) for name, (change, strengths) in changes.items() for x in strengths]
     for name, change, strength in tqdm(cases, disable=None):
         scores = []
         for sample in samples:
@@ -116,6 +142,8 @@ def draw(curves: dict[str, dict[float, float]], picture: Path) -> None:
         axes.grid(alpha=0.3)
         if len(curve) == 2:
             axes.set(xticks=(0, 1), xticklabels=("off", "on"), xlim=(-0.5, 1.5))
+    if "empty field" in curves:
+        panels[-1].set(xticks=[1, 2, 4])
     panels[0].set(xscale="log", xticks=[0.5, 1, 2], xticklabels=["0.5", "1", "2"], ylabel="mSA")
     panels[0].minorticks_off()
     with replacing(picture) as temporary:
