@@ -34,7 +34,7 @@ ALLOWED = {
         "postprocessing",
         "representation",
     },
-    "data": {"data", "volumes"},
+    "data": {"data", "files", "volumes"},
     "evaluation": {"data", "files", "matching", "representation"},
     "files": set(),
     "label_files": {"files", "volumes"},

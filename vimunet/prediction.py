@@ -228,7 +228,8 @@ class Pixels:
                 low, high = min(low, shifted.min()), max(high, shifted.max())
         if not np.isfinite(total).all():
             raise ValueError(
-                "Image contains NaN or infinity. Replace missing pixels before segmenting."
+                "Image contains NaN or infinity. Replace missing pixels before segmenting, with "
+                "numpy.nan_to_num for example."
             )
         if normalization == "range":
             return origin + low, (high - low) / 255

@@ -7,7 +7,6 @@ which the next call continues. `SHA256SUMS` in the folder lists what was checked
 
 import errno
 import logging
-import os
 import shutil
 import tempfile
 import time
@@ -18,6 +17,8 @@ from pathlib import Path, PurePosixPath
 
 import pooch
 import requests
+
+from vimunet.files import replacing
 
 logger = logging.getLogger(__name__)
 
@@ -347,7 +348,5 @@ def _write_sums(directory: Path, sums: dict[str, str]) -> None:
     for path, sha256 in sorted(sums.items()):
         comment = "" if (directory / path).is_file() else "# "
         lines.append(f"{comment}{sha256}  {path}\n")
-    handle, temporary = tempfile.mkstemp(dir=directory, prefix=f".{_SUMS}")
-    with os.fdopen(handle, "w") as stream:
-        stream.writelines(lines)
-    Path(temporary).replace(directory / _SUMS)
+    with replacing(directory / _SUMS) as temporary:
+        temporary.write_text("".join(lines))

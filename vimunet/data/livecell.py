@@ -9,7 +9,6 @@ Source:
 """
 
 import hashlib
-import io
 import json
 import logging
 import tempfile
@@ -26,6 +25,7 @@ from tqdm import tqdm
 
 from vimunet.data import Sample
 from vimunet.data.folder import natural_key, read_image, read_labels
+from vimunet.files import replacing
 
 logger = logging.getLogger(__name__)
 
@@ -79,7 +79,8 @@ def livecell_samples(
             )
             _write_labels(cache / f"{Path(image['file_name']).stem}.tif", labels)
         relative = [str(path.relative_to(folder)) for path in paths]
-        _write_atomically(index, json.dumps(relative).encode())
+        with replacing(index) as temporary:
+            temporary.write_text(json.dumps(relative))
     image_files = [folder / name for name in json.loads(index.read_text())]
     _require(image_files, folder, annotation_file)
     return [
@@ -238,12 +239,5 @@ def _can_write(folder: Path) -> bool:
 
 
 def _write_labels(file: Path, labels: np.ndarray) -> None:
-    content = io.BytesIO()
-    tifffile.imwrite(content, labels, compression="zlib")
-    _write_atomically(file, content.getvalue())
-
-
-def _write_atomically(file: Path, content: bytes) -> None:
-    with tempfile.NamedTemporaryFile(dir=file.parent, suffix=".tmp", delete=False) as temporary:
-        temporary.write(content)
-    Path(temporary.name).replace(file)
+    with replacing(file) as temporary:
+        tifffile.imwrite(temporary, labels, compression="zlib")
