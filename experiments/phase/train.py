@@ -23,6 +23,6 @@ if __name__ == "__main__":
         splits.phase,
         "Usiigaci",
         splits.LICENCE,
-        iterations=6000,
+        iterations=12000,
         zoom=(0.7, 1.4),
     )
