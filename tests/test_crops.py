@@ -7,12 +7,14 @@ from functools import partial
 import numpy as np
 import pytest
 import torch
+from torch.nn import functional
 from torch.utils.data import DataLoader
 
 from vimunet.data import Sample
 from vimunet.data.crops import RandomCrops, rotate, to_channels
 from vimunet.data.folder import find_pairs
-from vimunet.representation import Semantic
+from vimunet.models import build_model
+from vimunet.representation import Boundaries, Semantic
 
 
 class Copy:
@@ -103,9 +105,30 @@ def test_channels_share_mean_and_spread(rng):
     np.testing.assert_allclose(crop.mean(dim=(1, 2)), means, atol=1e-4)
 
 
-def test_constant_image_becomes_zero():
-    crops = RandomCrops([sample(np.full((8, 8), 7, np.uint8), np.zeros((8, 8), int))], 8, Copy())
-    assert not crops[0][0].any()
+def test_constant_crops_become_noise():
+    black = np.zeros((64, 64), np.uint8)
+    crops = RandomCrops([sample(black, black)], 64, Boundaries(), length=3)
+    image, target = crops[0]
+    assert abs(image.mean()) < 0.1
+    assert image.std() == pytest.approx(1, abs=0.05)
+    assert not target.any()
+    assert torch.equal(crops[0][0], image)
+    assert not torch.equal(crops[1][0], image)
+
+
+def test_gradient_of_a_constant_crop_is_finite():
+    """A norm divides by the spread: one after the other, they multiply what rounding left."""
+    torch.manual_seed(0)
+    network = build_model("vim_n")
+    black = np.zeros((64, 64), np.uint8)
+    image, target = RandomCrops([sample(black, black)], 64, Boundaries())[0]
+    for pixels in (image, torch.zeros_like(image)):
+        network.zero_grad()
+        with torch.autocast("cpu", torch.bfloat16):
+            logits = network(pixels[None])
+        functional.binary_cross_entropy_with_logits(logits.float(), target[None]).backward()
+        largest = max(float(p.grad.abs().max()) for p in network.parameters() if p.grad is not None)
+        assert (largest < 1e3) == (pixels is image)
 
 
 def test_small_image_is_padded_with_its_mean_and_background():

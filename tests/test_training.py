@@ -3,6 +3,7 @@
 import csv
 import json
 import math
+import multiprocessing
 import os
 import re
 import signal
@@ -721,6 +722,15 @@ def test_loss_that_is_not_finite_stops_the_training(config, tmp_path, monkeypatc
             assert saved["names"][place] == crops.name(item)
     continued, _ = run(config, output=folder, resume=True)
     assert all(p.isfinite().all() for p in continued.state_dict().values())
+
+
+def test_processes_end_with_an_error(config, monkeypatch):
+    """They obey no signal: left alone, they would keep the program from ending."""
+    with pytest.raises(FloatingPointError) as error:
+        break_iteration(monkeypatch, 2, lambda loss, _: loss * math.nan)
+        run(config, workers=2)
+    assert error.value.__traceback__ is not None  # which still holds what the training had
+    assert not multiprocessing.active_children()
 
 
 # Wrong arguments

@@ -116,6 +116,7 @@ class RandomCrops(Dataset):
     flipped in y and in x with probability 0.5 each, and standardised by itself:
     (image - mean) / (std + 1e-7) over all channels, as `prediction.normalize` does. An image
     smaller than the crop is standardised first and then padded with 0, its labels with background.
+    A crop without any contrast becomes white noise: in instance norms its gradient would overflow.
 
     Decoded samples are kept in memory up to `cache_bytes` (in each worker process), so that files
     are not decoded again for every crop.
@@ -249,6 +250,8 @@ class RandomCrops(Dataset):
             pixels, labels = np.rot90(pixels, turns, (-2, -1)), np.rot90(labels, turns)
         if self.free_rotation and rng.random() < self.free_rotation:
             pixels, labels = rotate(pixels, labels, float(rng.uniform(0, 360)))
+        if np.ptp(pixels) == 0:
+            pixels = rng.normal(size=pixels.shape).astype(np.float32)
         return np.ascontiguousarray(pixels), np.ascontiguousarray(labels, np.int32)
 
     def name(self, index: int) -> str:
