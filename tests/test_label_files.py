@@ -58,7 +58,7 @@ def test_names_of_many_axes_are_kept():
 def test_large_stacks_become_bigtiff(tmp_path, monkeypatch):
     labels = np.ones((2, 10, 10), int)
     for limit in (labels.size * 2, labels.size * 2 - 1):
-        monkeypatch.setattr(label_files, "_LARGEST_CLASSIC", limit)
+        monkeypatch.setattr(label_files, "LARGEST_CLASSIC", limit)
         write_label_tiff(tmp_path / "a.tif", labels)
         with tifffile.TiffFile(tmp_path / "a.tif") as file:
             assert file.is_bigtiff == (limit < labels.size * 2)

@@ -19,7 +19,7 @@ from vimunet.files import replacing
 from vimunet.volumes import is_ome_zarr, read_ome_zarr, unit_name
 
 _MARK = "labels of vimunet"
-_LARGEST_CLASSIC = 2**32 - 2**25
+LARGEST_CLASSIC = 2**32 - 2**25
 """Bytes that are sure to fit into a TIFF with offsets of 32 bits, however badly they compress."""
 
 _CENTIMETRES = {"meter": 1e2, "millimeter": 1e-1, "micrometer": 1e-4, "nanometer": 1e-7}
@@ -105,7 +105,7 @@ def write_label_tiff(path: str | Path, labels: Any, place: Place | None = None) 
             (plane.astype(dtype) for plane in _planes(labels)),
             shape=shape,
             dtype=dtype,
-            bigtiff=math.prod(shape) * dtype.itemsize > _LARGEST_CLASSIC,
+            bigtiff=math.prod(shape) * dtype.itemsize > LARGEST_CLASSIC,
             photometric="minisblack",
             compression="zlib",
             metadata={

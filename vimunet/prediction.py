@@ -23,7 +23,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from vimunet.data.crops import to_channels
+from vimunet.data.crops import check_channels, to_channels
 from vimunet.models.compiled import bfloat16_is_fast, memory_kept
 
 if TYPE_CHECKING:
@@ -185,15 +185,9 @@ class Pixels:
             raise TypeError(f"Image must hold real numbers, got dtype {image.dtype}.")
         self.image = image
         self.shape: tuple[int, int] = (image.shape[0], image.shape[1])
-        count = 1 if len(image.shape) == 2 else image.shape[2]
         if in_channels is None:
-            in_channels = count
-        if count not in (1, in_channels) and (count, in_channels) != (3, 1):
-            raise ValueError(
-                f"Image must have {in_channels} channels or one (or three for RGB to grey), got "
-                f"shape {tuple(image.shape)}. Choose a channel, image[..., 0] for example, or "
-                "leave out alpha: image[..., :3]."
-            )
+            in_channels = 1 if len(image.shape) == 2 else image.shape[2]
+        check_channels(tuple(image.shape), in_channels)
         self.in_channels = in_channels
         self.origin = (0, 0)
         self.offset, self.spread = self._statistics(normalization)

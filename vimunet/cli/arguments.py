@@ -53,6 +53,11 @@ def check_model_file(path: Path, overwrite: bool) -> None:
     """Refuse a place where no model file can or may be written, before anything is computed."""
     if path.suffix != ".safetensors" or path.is_dir():
         raise ValueError(f"A model must be a file that ends in .safetensors, got {path}.")
+    check_free(path, overwrite)
+
+
+def check_free(path: Path, overwrite: bool) -> None:
+    """Refuse to replace a file without being told so, before anything is computed."""
     if path.exists() and not overwrite:
         raise ValueError(f"{path} exists already. Replace it with --overwrite.")
 

@@ -10,6 +10,7 @@ from vimunet.cli.arguments import (
     add_command,
     add_labelled_pixels_only,
     add_num_classes,
+    check_free,
 )
 from vimunet.cli.messages import some_of
 
@@ -55,8 +56,8 @@ def run(options: argparse.Namespace) -> int:
     from vimunet.evaluation import evaluate_folders, write_csv
     from vimunet.semantic_evaluation import evaluate_semantic_folders
 
-    if options.csv is not None and options.csv.exists() and not options.overwrite:
-        raise ValueError(f"{options.csv} exists already. Replace it with --overwrite.")
+    if options.csv is not None:
+        check_free(options.csv, options.overwrite)
     given: dict[str, Any] = {
         name: value
         for name in (*_OF_OBJECTS, *_OF_CLASSES)

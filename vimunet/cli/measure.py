@@ -3,7 +3,7 @@
 import argparse
 from pathlib import Path
 
-from vimunet.cli.arguments import Commands, add_command
+from vimunet.cli.arguments import Commands, add_command, check_free
 from vimunet.cli.messages import some_of
 
 
@@ -26,16 +26,15 @@ def run(options: argparse.Namespace) -> int:
     import numpy as np
     from tqdm import tqdm
 
-    from vimunet.data.folder import list_images, read_image, read_labels, stem
+    from vimunet.data.folder import by_name, list_images, read_labels, read_slices
     from vimunet.label_files import place_of_image
     from vimunet.measurement import measure, write_csv
 
-    if options.csv.exists() and not options.overwrite:
-        raise ValueError(f"{options.csv} exists already. Replace it with --overwrite.")
-    label_files = {stem(file): file for file in list_images(options.labels)}
+    check_free(options.csv, options.overwrite)
+    label_files = by_name(list_images(options.labels))
     image_files = {}
     if options.images is not None:
-        image_files = {stem(file): file for file in list_images(options.images)}
+        image_files = by_name(list_images(options.images))
         if missing := [name for name in label_files if name not in image_files]:
             raise ValueError(
                 f"{options.images} must have an image for all labels, lacks {some_of(missing)}."
@@ -47,9 +46,7 @@ def run(options: argparse.Namespace) -> int:
         labels, image = read_labels(file), None
         places = [place_of_image(file, "zyx"[-labels.ndim :])]
         if name in image_files:
-            image = read_image(image_files[name])
-            if options.channel is not None:
-                image = image[..., options.channel]
+            image, _ = read_slices(image_files[name], in_channels=None, channel=options.channel)
             places.append(place_of_image(image_files[name], "zyx"[-labels.ndim :]))
         place = next((place for place in places if place.units[-1] != "pixel"), places[0])
         try:

@@ -170,7 +170,8 @@ def _output_files(file: Path, options: argparse.Namespace) -> dict[str, Path]:
 
 def _check_outputs(files: list[Path], options: argparse.Namespace) -> None:
     """Refuse, before anything is computed, to write over images, labels or each other."""
-    names = [_output_files(file, options)["labels"].stem.casefold() for file in files]
+    paths = [_output_files(file, options) for file in files]
+    names = [of_file["labels"].stem.casefold() for of_file in paths]
     count = Counter(names)
     doubles = [str(file) for file, name in zip(files, names, strict=True) if count[name] > 1]
     if doubles:
@@ -180,7 +181,7 @@ def _check_outputs(files: list[Path], options: argparse.Namespace) -> None:
         )
     if options.output.exists() and not options.output.is_dir():
         raise ValueError(f"`--output` must be a folder, got the file {options.output}.")
-    outputs = [path for file in files for path in _output_files(file, options).values()]
+    outputs = [path for of_file in paths for path in of_file.values()]
     image_folders = {file.resolve().parent for file in files}
     if any(path.resolve().parent in image_folders for path in outputs):
         raise ValueError(
@@ -297,7 +298,7 @@ def _segment_file(
             all_maps.append(maps)
     found: np.ndarray = np.stack(all_labels).reshape(*(lengths or (1,)), *slices.shape[1:3])
     classes = model.representation.labels_are_classes
-    if not classes:
+    if stack and not classes:
         found = stitch_slices(found, options.stitch_threshold)
     labels = found.reshape(*lengths, *slices.shape[1:3])
     paths = _output_files(file, options)
@@ -321,6 +322,7 @@ def _write_tiff(path: Path, image: "np.ndarray", axes: str) -> None:
     import tifffile
 
     from vimunet.files import replacing
+    from vimunet.label_files import LARGEST_CLASSIC
 
     with replacing(path) as temporary:
         tifffile.imwrite(
@@ -329,7 +331,7 @@ def _write_tiff(path: Path, image: "np.ndarray", axes: str) -> None:
             photometric="minisblack",
             compression="zlib",
             predictor=image.dtype.kind == "f",
-            bigtiff=image.nbytes > 2**32 - 2**25,  # what compression saves is not known yet
+            bigtiff=image.nbytes > LARGEST_CLASSIC,
             metadata={"axes": axes.upper()},
         )
 

@@ -66,18 +66,33 @@ def to_channels(image: np.ndarray, in_channels: int) -> np.ndarray:
     """
     if image.ndim not in (2, 3):
         raise ValueError(f"`image` must have axes (y, x) or (y, x, c), got shape {image.shape}.")
+    check_channels(image.shape, in_channels)
     channels = 1 if image.ndim == 2 else image.shape[2]
     planes = image.reshape(*image.shape[:2], channels).transpose(2, 0, 1).astype(np.float32)
     if channels == in_channels:
         return planes
     if channels == 1:
         return np.repeat(planes, in_channels, axis=0)
-    if channels == 3 and in_channels == 1:
-        return planes.mean(axis=0, keepdims=True)
-    raise ValueError(
-        f"`image` must have {in_channels} channels or one (or three for RGB to grey), "
-        f"got shape {image.shape}. Keep the channels that the network was trained on."
-    )
+    return planes.mean(axis=0, keepdims=True)
+
+
+def check_channels(shape: tuple[int, ...], in_channels: int) -> None:
+    """Refuse an image of which `to_channels` cannot make the channels that a network takes.
+
+    Args:
+        shape: (y, x) or (y, x, c) of the image.
+        in_channels: Number of channels wanted.
+
+    Raises:
+        ValueError: If its channels cannot become `in_channels`.
+    """
+    channels = 1 if len(shape) == 2 else shape[2]
+    if channels not in (1, in_channels) and (channels, in_channels) != (3, 1):
+        raise ValueError(
+            f"`image` must have {in_channels} channels or one (or three for RGB to grey), got "
+            f"shape {shape}. Choose a channel, image[..., 0] for example, or leave out alpha: "
+            "image[..., :3]."
+        )
 
 
 def rotate(image: np.ndarray, labels: np.ndarray, degrees: float) -> tuple[np.ndarray, np.ndarray]:

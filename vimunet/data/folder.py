@@ -85,7 +85,11 @@ def read_image(path: str | Path, key: str | None = None) -> np.ndarray:
 
 
 def read_slices(
-    path: str | Path, key: str | None = None, *, in_channels: int = 1, channel: int | None = None
+    path: str | Path,
+    key: str | None = None,
+    *,
+    in_channels: int | None = 1,
+    channel: int | None = None,
 ) -> tuple[np.ndarray, str]:
     """Read an image file as what a network segments: one image, or a stack of them.
 
@@ -95,7 +99,7 @@ def read_slices(
     Args:
         path: File (or Zarr folder) to read.
         key: Data set inside an HDF5, Zarr or N5 file; needed if there is more than one.
-        in_channels: Channels that the network takes.
+        in_channels: Channels that the network takes; None: any.
         channel: Which channel or colour to read; None: all.
 
     Returns:
@@ -135,12 +139,13 @@ def _check_channel(
         )
 
 
-def _guessed_axes(shape: tuple[int, ...], in_channels: int) -> str:
+def _guessed_axes(shape: tuple[int, ...], in_channels: int | None) -> str:
     """Name the axes of an image that does not name them itself; see `read_slices`."""
     if not 2 <= len(shape) <= 4:
         raise ValueError(f"Image must have 2 to 4 axes, got shape {shape}.")
-    colours = len(shape) > 2 and (shape[-1] <= 4 or shape[-1] == in_channels > 1)
-    if len(shape) == 3 and not colours and shape[0] == in_channels > 1:
+    several = in_channels if in_channels != 1 else None
+    colours = len(shape) > 2 and (shape[-1] <= 4 or shape[-1] == several)
+    if len(shape) == 3 and not colours and shape[0] == several:
         return "cyx"
     return ("tzyxs" if colours else "tzyx")[-len(shape) :]
 
@@ -230,8 +235,8 @@ def find_pairs(
     """
     images, labels = Path(images), Path(labels)
     keys_differ = image_key is not None and label_key is not None and image_key != label_key
-    image_files = _by_name(_list(images, IMAGE_SUFFIXES))
-    label_files = _by_name(_list(labels, LABEL_SUFFIXES))
+    image_files = by_name(_list(images, IMAGE_SUFFIXES))
+    label_files = by_name(_list(labels, LABEL_SUFFIXES))
     if images.resolve() == labels.resolve() and not keys_differ:
         raise ValueError(
             f"`images` and `labels` must be two folders, got {images} for both. "
@@ -631,7 +636,8 @@ def stem(path: str | Path) -> str:
     return name[:-4] if name.lower().endswith(".ome") else name
 
 
-def _by_name(files: list[Path]) -> dict[str, Path]:
+def by_name(files: list[Path]) -> dict[str, Path]:
+    """Give files by the names that images and labels share; refuse names that occur twice."""
     names = Counter(stem(file) for file in files)
     doubles = [file.name for file in files if names[stem(file)] > 1]
     if doubles:
