@@ -510,7 +510,7 @@ def test_folders_name_the_file_of_another_shape(folders):
 
 def test_folders_refuse_two_files_of_one_name(folders):
     np.save(folders[0] / "b.npy", PREDICTION)
-    with pytest.raises(ValueError, match="File names must differ by more than the extension"):
+    with pytest.raises(ValueError, match="must be unique without their extension"):
         evaluate_folders(*folders)
 
 

@@ -120,7 +120,7 @@ def test_which_tool_and_which_files(tmp_path, names, tool, files):
         (["a.stardist.tif", "b_masks.tif"], "1 of StarDist, and 1 other files .*: b_masks.tif"),
         (["a.zip", "b.tif!"], "1 of ImageJ ROIs, and 1 other files that may be labels: b.tif"),
         (["a.tif!", "b.tif!", "a_masks.tif"], "got a_masks.tif beside a.tif, b.tif"),
-        (["a.tif", "a.png", "b.png"], "unique without their extension, got a.png, a.tif"),
+        (["a.tif", "a.png", "b.png"], r"unique without their extension, got:\n  a\.png\n  a\.tif"),
     ],
 )
 def test_folders_that_could_mean_two_things(tmp_path, names, message):
@@ -142,8 +142,8 @@ def test_nothing_there(tmp_path):
 
 
 def test_long_lists_are_cut(tmp_path):
-    names = [f"{i}.{end}" for i in range(9) for end in ("tif", "png")]
-    with pytest.raises(ValueError, match=r"0\.png, 0\.tif, .*, 4\.tif and 8 more\.$"):
+    names = [f"{i}.{end}" for i in range(11) for end in ("tif", "png")]
+    with pytest.raises(ValueError, match=r"(?s)0\.png\n  0\.tif\n.*9\.tif\n  \.\.\. and 2 more$"):
         open_predictions(put(tmp_path / "found", *names))
 
 

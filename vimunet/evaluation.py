@@ -19,7 +19,7 @@ from typing import Any, Literal
 
 import numpy as np
 
-from vimunet.data.folder import list_images, read_labels, stem
+from vimunet.data.folder import by_name, list_images, read_labels
 from vimunet.files import replacing
 from vimunet.matching import Overlap, ratio
 
@@ -416,7 +416,9 @@ def pair_by_name(
         ValueError: If two files of a folder differ only in their extension, or the two folders
             have no name in common.
     """
-    predicted_files, labelled_files = _by_name(predictions), _by_name(labels)
+    predicted_files, labelled_files = (
+        by_name(list_images(folder)) for folder in (predictions, labels)
+    )
     check_names(predictions, predicted_files, labels, labelled_files)
     missing = sorted(labelled_files.keys() - predicted_files.keys())
     extra = sorted(predicted_files.keys() - labelled_files.keys())
@@ -444,18 +446,6 @@ def some_names(names: Iterable[str]) -> str:
     """Join the first names, for a message."""
     first = list(itertools.islice(names, _MOST_NAMES + 1))
     return ", ".join(first[:_MOST_NAMES]) + (" ..." if len(first) > _MOST_NAMES else "")
-
-
-def _by_name(folder: str | Path) -> dict[str, Path]:
-    files: dict[str, Path] = {}
-    for file in list_images(folder):
-        name = stem(file)
-        if name in files:
-            raise ValueError(
-                f"File names must differ by more than the extension, got {files[name]} and {file}."
-            )
-        files[name] = file
-    return files
 
 
 def _without_nan(value: Any) -> Any:

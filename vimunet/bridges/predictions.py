@@ -15,7 +15,6 @@ Images may lie in the same folder if their names tell that they are no labels: X
 segmentation of X, under any of the names above.
 """
 
-from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,7 +24,14 @@ import numpy as np
 from vimunet.bridges import nnunet
 from vimunet.bridges.cellpose import read_seg
 from vimunet.bridges.imagej import read_rois
-from vimunet.data.folder import LABEL_SUFFIXES, natural_key, read_image, read_labels, stem
+from vimunet.data.folder import (
+    LABEL_SUFFIXES,
+    by_name,
+    natural_key,
+    read_image,
+    read_labels,
+    stem,
+)
 
 # Endings of files, without regard to case; where an image has several, the first one is read.
 _PNG, _SEG = "_cp_masks.png", "_seg.npy"
@@ -216,13 +222,7 @@ def _label_images(folder: Path, files: list[Path]) -> dict[str, Path]:
             f"{_some(file.name for file in labels)} beside {_some(file.name for file in images)}. "
             "Put the label images into a folder of their own."
         )
-    times = Counter(stem(file) for file in files)
-    doubles = [file.name for file in files if times[stem(file)] > 1]
-    if doubles:
-        raise ValueError(
-            f"Names in {folder} must be unique without their extension, got {_some(doubles)}."
-        )
-    return {stem(file): file for file in files}
+    return by_name(files)
 
 
 def _read_labels(path: Path) -> np.ndarray:
