@@ -12,8 +12,9 @@ import itertools
 import json
 import logging
 import operator
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -329,6 +330,18 @@ def tune_thresholds(
     Raises:
         ValueError: If there are no images, or not as many maps as labels.
     """
+    score = partial(mean_segmentation_accuracy, labelled_pixels_only=labelled_pixels_only)
+    return search_thresholds(representation, maps, labels, "mSA", score)
+
+
+def search_thresholds(
+    representation: Any,
+    maps: Sequence[np.ndarray],
+    labels: Sequence[np.ndarray],
+    measure: str,
+    score: Callable[[np.ndarray, np.ndarray], float],
+) -> tuple[Any, float, list[dict[str, float]]]:
+    """Choose thresholds as `tune_thresholds` does, by any score of a prediction against labels."""
     if not maps or len(maps) != len(labels):
         raise ValueError(
             f"`maps` and `labels` must hold the same number of images, at least one, "
@@ -346,21 +359,14 @@ def tune_thresholds(
     for values in combinations:
         thresholds = dict(zip(grid, values, strict=True))
         candidate = replace(representation, **thresholds)
-        score = mean_defined(
-            np.array(
-                [
-                    mean_segmentation_accuracy(
-                        candidate.decode(image_maps),
-                        reference,
-                        labelled_pixels_only=labelled_pixels_only,
-                    )
-                    for image_maps, reference in zip(maps, labels, strict=True)
-                ]
-            )
-        )
-        table.append({**thresholds, "mSA": score})
-        if score > best_score:
-            best, best_score = candidate, score
+        scores = [
+            score(candidate.decode(of_image), reference)
+            for of_image, reference in zip(maps, labels, strict=True)
+        ]
+        mean = mean_defined(np.array(scores))
+        table.append({**thresholds, measure: mean})
+        if mean > best_score:
+            best, best_score = candidate, mean
     return best, best_score, table
 
 

@@ -7,7 +7,7 @@ Hausdorff distance is read from the confusion matrix. Scores of objects are in
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, get_args
 
@@ -23,6 +23,7 @@ from vimunet.evaluation import (
     mean_defined,
     pair_by_name,
     resamples,
+    search_thresholds,
 )
 from vimunet.representation import Semantic
 
@@ -299,24 +300,11 @@ def tune_threshold(
     Raises:
         ValueError: If there are no images, or not as many maps as labels.
     """
-    if not maps or len(maps) != len(labels):
-        raise ValueError(
-            f"`maps` and `labels` must hold the same number of images, at least one, "
-            f"got {len(maps)} and {len(labels)}."
-        )
-    grid = representation.threshold_grid().get("foreground_threshold", ())
-    best, best_score, table = representation, -1.0, []
-    for threshold in dict.fromkeys([representation.foreground_threshold, *grid]):
-        candidate = replace(representation, foreground_threshold=threshold)
-        scores = [
-            dice_and_iou(candidate.decode(image_maps), reference, candidate.num_classes)[0]
-            for image_maps, reference in zip(maps, labels, strict=True)
-        ]
-        score = float(np.mean(scores))
-        table.append({"foreground_threshold": threshold, "Dice": score})
-        if score > best_score:
-            best, best_score = candidate, score
-    return best, best_score, table
+
+    def dice(prediction: np.ndarray, reference: np.ndarray) -> float:
+        return dice_and_iou(prediction, reference, representation.num_classes)[0]
+
+    return search_thresholds(representation, maps, labels, "Dice", dice)
 
 
 @dataclass(frozen=True)
