@@ -17,6 +17,7 @@ import signal
 import threading
 import time
 from collections.abc import Callable, Sequence
+from contextlib import closing
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from types import FrameType
@@ -255,7 +256,7 @@ def train(
         _PREDICTION_PRECISIONS[config.precision],
     )
     crops = _crops(train_samples, network, representation, config, fabric)
-    batches = iter(_loader(crops, config, state, fabric))
+    loader = _loader(crops, config, state, fabric)
     origin = {
         "training_data": config.training_data,
         "licence": config.licence,
@@ -279,90 +280,86 @@ def train(
 
     columns = ("iteration", "loss", "lr", *measured(representation), "seconds", "data_seconds")
 
-    try:
-        with (
-            run.open_log(
-                columns, state.iteration, config.iterations, time_limit, bar=progress is None
-            ) as log,
-            _Signals() as signals,
-            memory_kept(),
-            torch.random.fork_rng([fabric.device] if fabric.device.type == "cuda" else []),
-        ):
-            if not config.resume:
-                run.save_state(state.as_dict())  # or what is killed early could not be continued
-            while not stop:
-                asked = time.perf_counter()
-                images, targets = fabric.to_device(next(batches))
-                data_seconds = time.perf_counter() - asked
+    with (
+        closing(batch for batch in loader) as batches,  # ends the workers, which obey no signal
+        run.open_log(
+            columns, state.iteration, config.iterations, time_limit, bar=progress is None
+        ) as log,
+        _Signals() as signals,
+        memory_kept(),
+        torch.random.fork_rng([fabric.device] if fabric.device.type == "cuda" else []),
+    ):
+        if not config.resume:
+            run.save_state(state.as_dict())  # or what is killed early could not be continued
+        while not stop:
+            asked = time.perf_counter()
+            images, targets = fabric.to_device(next(batches))
+            data_seconds = time.perf_counter() - asked
 
-                torch.manual_seed(_random_seed(config.seed, state.iteration, fabric.global_rank))
-                buffers = [buffer.clone() for buffer in network.buffers()]
-                loss = loss_function(model(images), targets)
-                stepper.zero_grad()
-                fabric.backward(loss)
+            torch.manual_seed(_random_seed(config.seed, state.iteration, fabric.global_rank))
+            buffers = [buffer.clone() for buffer in network.buffers()]
+            loss = loss_function(model(images), targets)
+            stepper.zero_grad()
+            fabric.backward(loss)
 
-                # Each process learns what happened in any of them, so that all do the same next.
-                late = time.perf_counter() - started >= time_limit
-                mean_loss, norm, interrupted, overtime = _average(
-                    fabric, loss, _gradient_norm(network), signals.received is not None, late
+            # Each process learns what happened in any of them, so that all do the same next.
+            late = time.perf_counter() - started >= time_limit
+            mean_loss, norm, interrupted, overtime = _average(
+                fabric, loss, _gradient_norm(network), signals.received is not None, late
+            )
+            if not math.isfinite(mean_loss + norm):
+                for buffer, before in zip(network.buffers(), buffers, strict=True):
+                    buffer.copy_(before)
+                run.save_state(state.as_dict())
+                items = _items(state.iteration, config, fabric)
+                names = [crops.name(item) for item in items]
+                path = run.save_crops(
+                    state.iteration, fabric.global_rank, images, targets, items, names
                 )
-                if not math.isfinite(mean_loss + norm):
-                    for buffer, before in zip(network.buffers(), buffers, strict=True):
-                        buffer.copy_(before)
-                    run.save_state(state.as_dict())
-                    items = _items(state.iteration, config, fabric)
-                    names = [crops.name(item) for item in items]
-                    path = run.save_crops(
-                        state.iteration, fabric.global_rank, images, targets, items, names
-                    )
-                    fabric.barrier()
-                    raise FloatingPointError(
-                        f"Iteration {state.iteration + 1} gave the loss {mean_loss} and a "
-                        f"gradient of norm {norm}. Its crops (of {', '.join(names)}) are in "
-                        f"{path}, the state before it is kept. "
-                        "Look at the crops, lower `lr`, or use float32."
-                    )
-                if config.schedule == "cosine":
-                    for group in optimizer.param_groups:
-                        group["lr"] = cosine_learning_rate(config, state.iteration)
-                lr = optimizer.param_groups[0]["lr"]
-                stepper.step()
-                state.iteration += 1
-
-                stop = bool(interrupted or overtime) or state.iteration >= config.iterations
-                due = state.iteration % config.validation_interval == 0
-                score = None
-                preview: list[tuple[Tensor, Tensor, Tensor]] = []
-                if due or (stop and not interrupted):
-                    for (
-                        buffer
-                    ) in network.buffers():  # running means of each process: take the first's
-                        buffer.copy_(fabric.broadcast(buffer.cpu()))
-                    score, preview = validation.run()
-                    run.save_preview(state.iteration, preview, representation)
-                    if score.is_better_than(state.best):
-                        state.best = score
-                        found = {name: getattr(score, name) for name in measured(representation)}
-                        info = {**origin, "iteration": state.iteration, **found}
-                        run.save_model("best", TrainedModel(network, representation, info=info))
-                    # Not when it just stops: continued, the run must be the same.
-                    if due and config.schedule == "plateau":
-                        scheduler.step(score.val_loss)
-                state.seconds = time.perf_counter() - started
-                times = {"seconds": state.seconds, "data_seconds": data_seconds}
-                scores = {name: getattr(score, name, None) for name in measured(representation)}
-                left = log.write(
-                    {"iteration": state.iteration, "loss": mean_loss, "lr": lr, **scores, **times}
+                fabric.barrier()
+                raise FloatingPointError(
+                    f"Iteration {state.iteration + 1} gave the loss {mean_loss} and a gradient of "
+                    f"norm {norm}. Its crops (of {', '.join(names)}) are in {path}, the state "
+                    "before it is kept. "
+                    "Look at the crops, lower `lr`, or use float32."
                 )
-                if progress is not None:
-                    told = Progress(state.iteration, mean_loss, state.seconds, left, score, preview)
-                    stop |= _average(fabric, float(progress(told) or False))[0] > 0
-                if due or stop:
-                    info = {**origin, "iteration": state.iteration}
-                    run.save_model("last", TrainedModel(network, representation, info=info))
-                    run.save_state(state.as_dict())
-    finally:
-        del batches  # ends the worker processes, which obey no signal
+            if config.schedule == "cosine":
+                for group in optimizer.param_groups:
+                    group["lr"] = cosine_learning_rate(config, state.iteration)
+            lr = optimizer.param_groups[0]["lr"]
+            stepper.step()
+            state.iteration += 1
+
+            stop = bool(interrupted or overtime) or state.iteration >= config.iterations
+            due = state.iteration % config.validation_interval == 0
+            score = None
+            preview: list[tuple[Tensor, Tensor, Tensor]] = []
+            if due or (stop and not interrupted):
+                for buffer in network.buffers():  # running means of each process: take the first's
+                    buffer.copy_(fabric.broadcast(buffer.cpu()))
+                score, preview = validation.run()
+                run.save_preview(state.iteration, preview, representation)
+                if score.is_better_than(state.best):
+                    state.best = score
+                    found = {name: getattr(score, name) for name in measured(representation)}
+                    info = {**origin, "iteration": state.iteration, **found}
+                    run.save_model("best", TrainedModel(network, representation, info=info))
+                # Not when it just stops: continued, the run must be the same.
+                if due and config.schedule == "plateau":
+                    scheduler.step(score.val_loss)
+            state.seconds = time.perf_counter() - started
+            times = {"seconds": state.seconds, "data_seconds": data_seconds}
+            scores = {name: getattr(score, name, None) for name in measured(representation)}
+            left = log.write(
+                {"iteration": state.iteration, "loss": mean_loss, "lr": lr, **scores, **times}
+            )
+            if progress is not None:
+                told = Progress(state.iteration, mean_loss, state.seconds, left, score, preview)
+                stop |= _average(fabric, float(progress(told) or False))[0] > 0
+            if due or stop:
+                info = {**origin, "iteration": state.iteration}
+                run.save_model("last", TrainedModel(network, representation, info=info))
+                run.save_state(state.as_dict())
 
     if interrupted:
         _logger.info(
