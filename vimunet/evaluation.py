@@ -341,7 +341,22 @@ def search_thresholds(
     measure: str,
     score: Callable[[np.ndarray, np.ndarray], float],
 ) -> tuple[Any, float, list[dict[str, float]]]:
-    """Choose thresholds as `tune_thresholds` does, by any score of a prediction against labels."""
+    """Choose thresholds as `tune_thresholds` does, by any score.
+
+    Args:
+        representation: As in `tune_thresholds`.
+        maps: As in `tune_thresholds`.
+        labels: As in `tune_thresholds`.
+        measure: Name of the score in the table.
+        score: Gives a number, the more the better, for a (y, x) prediction and its labels; nan
+            leaves the image out.
+
+    Returns:
+        As `tune_thresholds`, with the mean of `score`.
+
+    Raises:
+        ValueError: If there are no images, or not as many maps as labels.
+    """
     if not maps or len(maps) != len(labels):
         raise ValueError(
             f"`maps` and `labels` must hold the same number of images, at least one, "
@@ -422,9 +437,8 @@ def pair_by_name(
         ValueError: If two files of a folder differ only in their extension, or the two folders
             have no name in common.
     """
-    predicted_files, labelled_files = (
-        by_name(list_images(folder)) for folder in (predictions, labels)
-    )
+    predicted_files = by_name(list_images(predictions))
+    labelled_files = by_name(list_images(labels))
     check_names(predictions, predicted_files, labels, labelled_files)
     missing = sorted(labelled_files.keys() - predicted_files.keys())
     extra = sorted(predicted_files.keys() - labelled_files.keys())
