@@ -7,8 +7,9 @@
 `time` measures the seconds of an iteration and of a prediction; leave the machine to it, it takes a
 few minutes. `train` makes the runs, each with as many iterations as its network does in the same
 time; it may share the machine, since only iterations count. It leaves out finished runs and goes on
-with interrupted ones. `report` writes `experiments/results/paper_table.md` and its figure from what
-is there.
+with interrupted ones. `report` keeps what finished runs tell in `experiments/results/paper_table`;
+from all that is kept there it writes `paper_table.md` and its figure. To make missing runs on
+another machine with the same iterations, copy `seconds.json` from there to RUNS instead of `time`.
 """
 
 import argparse
@@ -77,7 +78,6 @@ MODELS = {
     "vim_s": "ViM-UNet Small",
     "vmunet": "",
     "umamba_bot": "U-Mamba Bot",
-    "vim_n": "",
 }
 """The networks, and what the paper calls those that it has."""
 
@@ -90,6 +90,9 @@ OPTIONS = {"umamba_bot": ("--option", "image_size=256")}
 """Planned for its crops, as nnU-Net does."""
 
 SECONDS = "seconds.json"
+KEPT = "paper_table"
+"""Folder beside the table: what it is made of."""
+
 TIMED, WARMUP = 25, 5
 """Iterations to time a network with, and how many of them do not count."""
 
@@ -122,11 +125,13 @@ def main() -> None:
     command.add_argument("--minutes", type=float, default=20.0, help="of each network")
     command.add_argument("--only", nargs="+", choices=[run.name for run in RUNS], metavar="NAME")
     command = commands.add_parser("report", help="write the table and the figure")
-    command.add_argument("--runs", type=Path, required=True, help="folder of all runs")
+    command.add_argument("--runs", type=Path, help="folder of runs to add to those kept")
     command.add_argument("--output", type=Path, default=RESULTS, help="folder of the table")
     options = flags.parse_args()
     if options.command == "report":
-        report(options.runs, options.output)
+        if options.runs is not None:
+            keep(options.runs, options.output / KEPT)
+        report(options.output)
         return
     if options.command == "time":
         time_all(options.stand_in, options.runs)
@@ -217,32 +222,38 @@ def train(run: Run, folder: Path, stand_in: Path, iterations: int) -> None:
     subprocess.run([sys.executable, *map(str, scoring)], check=True, stdout=subprocess.DEVNULL)
 
 
-def report(runs: Path, output: Path) -> None:
-    """Write `paper_table.md`, `paper_table.png` and the summary of each run."""
-    groups: dict[tuple[str, str], dict[str, list[dict[str, Any]]]] = {}
-    seconds = measured_seconds(runs)
+def keep(runs: Path, kept: Path) -> None:
+    """Copy the summaries of the finished runs, with the peak memory, and the measured seconds."""
+    kept.mkdir(parents=True, exist_ok=True)
     for run in RUNS:
-        if is_done(runs / run.name):
-            text = (runs / run.name / "scores" / "summary.json").read_text()
-            with replacing(output / "paper_table" / f"{run.name}.json") as temporary:
-                temporary.write_text(text)
-            group = groups.setdefault((run.data, run.form), defaultdict(list))
-            group[run.model].append(
-                json.loads(text) | memory(runs / run.name) | {"seconds": seconds[run.model]}
-            )
+        folder = runs / run.name
+        if is_done(folder):
+            summary = json.loads((folder / "scores" / "summary.json").read_text())
+            summary["peak_gib"] = round(int((folder / "peak_kilobytes").read_text()) / 2**20, 2)
+            with replacing(kept / f"{run.name}.json") as temporary:
+                temporary.write_text(json.dumps(summary, indent=2) + "\n")
+    with replacing(kept / SECONDS) as temporary:
+        temporary.write_text(json.dumps(measured_seconds(runs), indent=2) + "\n")
+
+
+def report(output: Path) -> None:
+    """Write `paper_table.md` and `paper_table.png` from what is kept in `paper_table`."""
+    groups: dict[tuple[str, str], dict[str, list[dict[str, Any]]]] = {}
+    seconds = measured_seconds(output / KEPT)
+    missing = []
+    for run in RUNS:
+        file = output / KEPT / f"{run.name}.json"
+        if file.exists():
+            summary = json.loads(file.read_text()) | {"seconds": seconds[run.model]}
+            groups.setdefault((run.data, run.form), defaultdict(list))[run.model].append(summary)
+        else:
+            missing.append(run.name)
     lines = [line for key, models in groups.items() for line in section(key, models)]
-    missing = [run.name for run in RUNS if not is_done(runs / run.name)]
     if missing:
         lines.append(f"\nNot made yet: {', '.join(missing)}.")
     with replacing(output / "paper_table.md") as temporary:
         temporary.write_text("\n".join([INTRODUCTION, *lines, ""]))
     draw(groups, output / "paper_table.png")
-
-
-def memory(folder: Path) -> dict[str, Any]:
-    """Read the peak memory of a training, if it is known."""
-    file = folder / "peak_kilobytes"
-    return {"peak_gib": int(file.read_text()) / 2**20} if file.exists() else {}
 
 
 def section(key: tuple[str, str], models: dict[str, list[dict[str, Any]]]) -> Iterator[str]:
@@ -262,7 +273,6 @@ def section(key: tuple[str, str], models: dict[str, list[dict[str, Any]]]) -> It
         count = sum(p.numel() for p in build_model(model, **args).parameters())
         iterations = [summary["info"]["iteration"] for summary in summaries]
         ceiling = first["test"]["ceiling"]["mSA"]
-        peaks = [summary["peak_gib"] for summary in summaries if "peak_gib" in summary]
         cells = (
             f"`{model}`",
             f"{count / 1e6:.1f} M",
@@ -270,7 +280,7 @@ def section(key: tuple[str, str], models: dict[str, list[dict[str, Any]]]) -> It
             ", ".join(map(str, dict.fromkeys(iterations))),
             f"{first['seconds']['iteration']:.2f}",
             f"{first['seconds']['iteration'] * iterations[0] / 60:.0f}",
-            f"{max(peaks):.1f}" if peaks else "",
+            f"{max(summary['peak_gib'] for summary in summaries):.1f}",
             spread([summary["val"]["tuned"]["mSA"] for summary in summaries]),
             scores(summaries),
             f"{first['seconds']['prediction']:.2f}",
