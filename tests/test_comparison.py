@@ -318,7 +318,7 @@ def test_methods_that_have_nothing_in_common_with_the_labels_are_refused(folders
     (folders / "else").mkdir()
     for file in (folders / "good").iterdir():
         (folders / "else" / f"pred_{file.name}").write_bytes(file.read_bytes())
-    with pytest.raises(ValueError, match="pred_cell0.*and there cell0, cell5, cell10 ..."):
+    with pytest.raises(ValueError, match=r"pred_cell0.*there cell0, .*cell15, cell20\."):
         compare(folders / "labels", {"good": folders / "good", "else": folders / "else"})
 
 

@@ -392,7 +392,7 @@ def test_bad_arguments_write_nothing(cells, tmp_path, wrong, message):
 
 def test_training_and_validation_need_different_names(cells, tmp_path):
     cells |= {"val_images": cells["images"], "val_labels": cells["labels"]}
-    with pytest.raises(ValueError, match="different names, got 'a' in both and 1 more"):
+    with pytest.raises(ValueError, match="different names, got 'a', 'b 2' in both"):
         write_dataset(output=tmp_path / "raw", dataset_id=5, name="Cells", **cells)
 
 

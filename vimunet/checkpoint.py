@@ -19,6 +19,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from vimunet.files import replacing
+from vimunet.messages import some_of
 from vimunet.models import build_model
 from vimunet.representation import Representation, representation_from_config
 
@@ -188,7 +189,4 @@ def _check_tensors(path: Path, wanted: dict[str, Tensor], found: dict[str, Tenso
         if wanted[name].shape != found[name].shape
     ]
     if problems:
-        more = f", and {len(problems) - 8} more" if len(problems) > 8 else ""
-        raise ValueError(
-            f"Tensors of {path} must be those of its network: {', '.join(problems[:8])}{more}."
-        )
+        raise ValueError(f"Tensors of {path} must be those of its network: {some_of(problems, 8)}.")

@@ -23,13 +23,13 @@ import numpy as np
 from vimunet.data.folder import by_name, list_images, read_labels
 from vimunet.files import replacing
 from vimunet.matching import Overlap, ratio
+from vimunet.messages import some_of
 
 Protocol = Literal["fair", "paper"]
 
 _log = logging.getLogger(__name__)
 
 _COUNTS = ("TP", "FP", "FN")
-_MOST_NAMES = 3
 _MOST_DRAWN = 1_000_000  # numbers of images in memory
 
 
@@ -457,15 +457,9 @@ def check_names(
     if not set(predicted) & set(labelled):
         raise ValueError(
             f"{predictions} must hold predictions for the images of {labels}, got "
-            f"{some_names(predicted)} and there {some_names(labelled)}. "
+            f"{some_of(predicted)} and there {some_of(labelled)}. "
             "Names must be equal, without the extension."
         )
-
-
-def some_names(names: Iterable[str]) -> str:
-    """Join the first names, for a message."""
-    first = list(itertools.islice(names, _MOST_NAMES + 1))
-    return ", ".join(first[:_MOST_NAMES]) + (" ..." if len(first) > _MOST_NAMES else "")
 
 
 def _without_nan(value: Any) -> Any:

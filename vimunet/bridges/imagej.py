@@ -27,6 +27,7 @@ from numpy.typing import ArrayLike, NDArray
 from scipy import ndimage
 
 from vimunet.files import replacing
+from vimunet.messages import some_of
 
 MAX_ROI_BYTES = 2**24
 MAX_FILE_BYTES = 2**28
@@ -39,7 +40,6 @@ _MOVE, _CLOSE = 0, 4
 _OPERANDS = {_MOVE: 2, 1: 2, 2: 4, 3: 6, _CLOSE: 0}
 _CURVE_STEPS = 32
 _MOST_CROSSINGS = 2**20
-_MOST_NAMED = 5
 # The names that `write_rois` gives: the slice in a stack, the label, the number of the piece.
 _OWN_NAME = re.compile(r"(z\d{1,9}-)?([1-9]\d{0,9})(?:-([1-9]\d{0,8}))?", re.ASCII)
 
@@ -192,10 +192,9 @@ def read_rois(path: str | Path, shape: tuple[int, ...]) -> NDArray[np.integer]:
     for number in np.setdiff1d(list(drawn), labels).tolist():
         problems["are lost, because later regions cover them"].append(drawn[number])
     for problem, concerned in problems.items():
-        listed = ", ".join(repr(name) for name in concerned[:_MOST_NAMED])
-        more = ", ..." if len(concerned) > _MOST_NAMED else ""
         warnings.warn(
-            f"{len(concerned)} of {len(entries)} regions in {path} {problem}: {listed}{more}.",
+            f"{len(concerned)} of {len(entries)} regions in {path} {problem}: "
+            f"{some_of(map(repr, concerned))}.",
             stacklevel=2,
         )
     return labels

@@ -32,6 +32,7 @@ from vimunet.data.folder import (
     read_labels,
     stem,
 )
+from vimunet.messages import some_of
 
 # Endings of files, without regard to case; where an image has several, the first one is read.
 _PNG, _SEG = "_cp_masks.png", "_seg.npy"
@@ -44,7 +45,6 @@ _LABELS = ("_masks", "_mask", "_labels", "_label")
 # Cellpose ends the pictures that it draws like the masks: X_flows_cp_masks.tif.
 _CELLPOSE_PICTURES = ("_cp_output", "_outlines", "_flows", "_dP")
 _FOLDERS = (".zarr", ".n5")
-_MOST_LISTED = 10
 _TOO_LARGE = 2.0**31
 
 
@@ -89,7 +89,7 @@ class Predictions:
             if self.missing_is_empty:
                 return np.zeros(shape, np.int32)
             raise FileNotFoundError(
-                f"No segmentation of {name!r} by {self.tool}. Known: {_some(self.files)}."
+                f"No segmentation of {name!r} by {self.tool}. Known: {some_of(self.files)}."
             )
         path = self.files[name]
         if self.tool == "nnU-Net":
@@ -136,7 +136,7 @@ def open_predictions(folder: str | Path, *, protocol: nnunet.Protocol = "fair") 
     present = [tool for tool, found in tools.items() if found]
     if len(present) > 1:
         listed = "; ".join(
-            f"{tool}: {_some(file.name for file in tools[tool].values())}" for tool in present
+            f"{tool}: {some_of(file.name for file in tools[tool].values())}" for tool in present
         )
         raise ValueError(
             f"{folder} must hold the segmentations of one tool, got {listed}. "
@@ -204,7 +204,7 @@ def _check_others(folder: Path, tool: str, found: dict[str, Path], files: list[P
     if others:
         raise ValueError(
             f"{folder} must hold the segmentations of one tool, got {len(found)} of {tool}, and "
-            f"{len(others)} other files that may be labels: {_some(others)}. "
+            f"{len(others)} other files that may be labels: {some_of(others)}. "
             "Put them into a folder of their own."
         )
 
@@ -219,7 +219,8 @@ def _label_images(folder: Path, files: list[Path]) -> dict[str, Path]:
     if labels and images:
         raise ValueError(
             f"{folder} must hold label images only, or names that tell them from images, got "
-            f"{_some(file.name for file in labels)} beside {_some(file.name for file in images)}. "
+            f"{some_of(file.name for file in labels)} beside "
+            f"{some_of(file.name for file in images)}. "
             "Put the label images into a folder of their own."
         )
     return by_name(files)
@@ -248,9 +249,3 @@ def _read_labels(path: Path) -> np.ndarray:
             "not a map."
         )
     return image.astype(np.int32)
-
-
-def _some(names: Iterable[str]) -> str:
-    names = list(names)
-    more = len(names) - _MOST_LISTED
-    return ", ".join(names[:_MOST_LISTED]) + (f" and {more} more" if more > 0 else "")

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from vimunet.cli.arguments import Commands, add_command, add_labelled_pixels_only
-from vimunet.cli.messages import some_of
+from vimunet.messages import some_of
 
 
 def add_parser(commands: Commands) -> None:

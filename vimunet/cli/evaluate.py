@@ -12,7 +12,7 @@ from vimunet.cli.arguments import (
     add_num_classes,
     check_free,
 )
-from vimunet.cli.messages import some_of
+from vimunet.messages import some_of
 
 _OF_OBJECTS = ("threshold", "labelled_pixels_only")
 _OF_CLASSES = ("num_classes", "spacing")

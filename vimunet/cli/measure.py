@@ -4,7 +4,7 @@ import argparse
 from pathlib import Path
 
 from vimunet.cli.arguments import Commands, add_command, check_free
-from vimunet.cli.messages import some_of
+from vimunet.messages import some_of
 
 
 def add_parser(commands: Commands) -> None:

@@ -15,7 +15,8 @@ from vimunet.cli.arguments import (
     add_prediction_options,
     prediction_options,
 )
-from vimunet.cli.messages import known_models, some_of
+from vimunet.cli.messages import known_models
+from vimunet.messages import some_of
 
 if TYPE_CHECKING:
     import numpy as np

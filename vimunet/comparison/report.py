@@ -31,6 +31,7 @@ from vimunet.comparison.tables import (
     write_scores,
 )
 from vimunet.files import replacing
+from vimunet.messages import some_of
 
 MOST_IMAGES = 12
 """Images in the gallery, unless told otherwise."""
@@ -135,11 +136,9 @@ def _problems(result: dict[str, Any]) -> Iterator[str]:
         if extra := method.get("extra"):
             grouped["predictions without labels of their name, not scored"] = extra
         for problem, images in grouped.items():
-            shown = ", ".join(map(as_html, images[:_MOST_NAMES]))
-            more = len(images) - _MOST_NAMES
+            shown = some_of(map(as_html, images), _MOST_NAMES)
             rows.append(
-                f"<li><b>{as_html(name)}</b>: {as_html(problem)} ({len(images)}): {shown}"
-                f"{f' and {more} more' if more > 0 else ''}</li>"
+                f"<li><b>{as_html(name)}</b>: {as_html(problem)} ({len(images)}): {shown}</li>"
             )
     if not rows:
         return

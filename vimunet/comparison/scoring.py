@@ -18,12 +18,12 @@ from vimunet.evaluation import (
     confidence_interval,
     mean_segmentation_accuracy,
     scores_of,
-    some_names,
     summarize,
     write_json,
     write_rows,
 )
 from vimunet.matching import Overlap
+from vimunet.messages import some_of
 from vimunet.postprocessing import connected_components
 
 NOTHING_FOUND = "no file: nothing was found"
@@ -335,9 +335,7 @@ def _shapes(images: str | Path | None, names: Sequence[str]) -> dict[str, tuple[
         raise ValueError("`images` must be given if the labels are outlines (ImageJ ROIs).")
     files = {stem(file): file for file in list_images(images)}
     if missing := [name for name in names if name not in files]:
-        raise ValueError(
-            f"{images} must have an image for all labels, lacks {some_names(missing)}."
-        )
+        raise ValueError(f"{images} must have an image for all labels, lacks {some_of(missing)}.")
     shapes = {}
     for name in names:
         shape = read_image(files[name]).shape

@@ -8,6 +8,8 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from vimunet.messages import some_of
+
 FEW_IMAGES = 6
 """With fewer, a method may win on each image by chance: p = 2 * 0.5**5 > 0.05."""
 
@@ -29,7 +31,6 @@ _ALL_FOUND = 0.95
 _SECOND_KIND = 0.3
 _WEAK_SIZE = 0.1
 _FEW_OBJECTS = 10
-_MOST_NAMES = 4
 
 
 def printable(text: str) -> str:
@@ -155,9 +156,7 @@ def _lead(result: dict[str, Any], others: list[str]) -> list[str]:
         sentences = [f"{lead} ({text}), which may be chance, {p_text(against['p'])}."]
     equal = [printable(other) for other in others[1:] if not is_certain(result, other)]
     if equal:
-        more = len(equal) - _MOST_NAMES
-        names = ", ".join(equal[:_MOST_NAMES]) + (f" and {more} more" if more > 0 else "")
-        sentences.append(f"Not told apart from it either: {names}.")
+        sentences.append(f"Not told apart from it either: {some_of(equal)}.")
     return sentences
 
 

@@ -35,6 +35,7 @@ from PIL import Image
 from tifffile import TiffPage
 
 from vimunet.data import Sample
+from vimunet.messages import some_lines
 from vimunet.volumes import is_ome_zarr, read_ome_zarr
 
 _TIFF = (".tif", ".tiff")
@@ -51,7 +52,6 @@ _UNREADABLE = (
     struct.error,
     tifffile.TiffFileError,
 )
-_MOST_LISTED = 20
 _MASK_HINT = (
     "A mask has one object only: give each object its own number first, "
     "e.g. with `skimage.measure.label(mask)`."
@@ -245,8 +245,8 @@ def find_pairs(
     if image_files.keys() != label_files.keys():
         raise ValueError(
             "Every image must have labels of the same name (without extension)."
-            + _listing(f"Images without labels in {labels}", image_files, label_files)
-            + _listing(f"Labels without an image in {images}", label_files, image_files)
+            + unpaired(f"Images without labels in {labels}", image_files, label_files)
+            + unpaired(f"Labels without an image in {images}", label_files, image_files)
         )
 
     reading = _Reading(image_key, label_key, masks, channel)
@@ -259,7 +259,7 @@ def find_pairs(
             problems.append(str(error))
     if problems:
         raise ValueError(
-            f"{len(problems)} of {len(image_files)} pairs cannot be used:" + _bullets(problems)
+            f"{len(problems)} of {len(image_files)} pairs cannot be used:" + some_lines(problems)
         )
     return samples
 
@@ -643,17 +643,12 @@ def by_name(files: list[Path]) -> dict[str, Path]:
     if doubles:
         raise ValueError(
             f"Names in {files[0].parent} must be unique without their extension, got:"
-            + _bullets(doubles)
+            + some_lines(doubles)
         )
     return {stem(file): file for file in files}
 
 
-def _listing(title: str, names: dict[str, Path], others: dict[str, Path]) -> str:
+def unpaired(title: str, names: dict[str, Path], others: dict[str, Path]) -> str:
+    """List the files whose names the others lack, below a title; nothing if there are none."""
     missing = [file.name for name, file in names.items() if name not in others]
-    return f"\n{title}:{_bullets(missing)}" if missing else ""
-
-
-def _bullets(lines: list[str]) -> str:
-    more = len(lines) - _MOST_LISTED
-    shown = "".join(f"\n  {line}" for line in lines[:_MOST_LISTED])
-    return shown + (f"\n  ... and {more} more" if more > 0 else "")
+    return f"\n{title}:{some_lines(missing)}" if missing else ""

@@ -18,12 +18,11 @@ import numpy as np
 from PIL import Image
 
 from vimunet.data import Sample
-from vimunet.data.folder import natural_key
+from vimunet.data.folder import natural_key, unpaired
 
 _IMAGES = (".jpg", ".jpeg", ".png")
 _MASK = "_segmentation"
 _NOT_IMAGES = ("_superpixels", _MASK)  # in the image folders of 2017
-_MOST_LISTED = 20
 _PARTS = {
     2017: ("ISIC-2017_{part}_Data", "ISIC-2017_{part}_Part1_GroundTruth", "Test_v2"),
     2018: ("ISIC2018_Task1-2_{part}_Input", "ISIC2018_Task1_{part}_GroundTruth", "Test"),
@@ -117,8 +116,8 @@ def lesion_samples(images: str | Path, masks: str | Path, *, size: int = 256) ->
     if image_files.keys() != mask_files.keys():
         raise ValueError(
             "Every image must have a mask of the same name."
-            + _unpaired(f"Images without mask in {masks}", image_files, mask_files)
-            + _unpaired(f"Masks without image in {images}", mask_files, image_files)
+            + unpaired(f"Images without mask in {masks}", image_files, mask_files)
+            + unpaired(f"Masks without image in {images}", mask_files, image_files)
         )
     return [
         Sample(name, partial(_read, image_files[name], mask_files[name], size))
@@ -150,15 +149,6 @@ def _by_name(folder: Path, left_out: tuple[str, ...], ending: str) -> dict[str, 
             )
         found[name] = file
     return found
-
-
-def _unpaired(title: str, names: dict[str, Path], others: dict[str, Path]) -> str:
-    missing = [file.name for name, file in names.items() if name not in others]
-    if not missing:
-        return ""
-    shown = "".join(f"\n  {name}" for name in missing[:_MOST_LISTED])
-    more = f"\n  ... and {len(missing) - _MOST_LISTED} more" if len(missing) > _MOST_LISTED else ""
-    return f"\n{title}:{shown}{more}"
 
 
 def _read(image_file: Path, mask_file: Path, size: int) -> tuple[np.ndarray, np.ndarray]:

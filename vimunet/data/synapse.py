@@ -18,12 +18,12 @@ from scipy.ndimage import zoom
 
 from vimunet.data import Sample
 from vimunet.data.folder import natural_key
+from vimunet.messages import some_lines
 
 NUM_CLASSES = 9
 """Background and eight organs."""
 
 _LISTS = ("lists/lists_Synapse", "lists_Synapse", ".")
-_MOST_LISTED = 20
 
 
 def synapse_slices(root: str | Path, *, size: int | None = 224) -> list[Sample]:
@@ -97,10 +97,9 @@ def _find(root: Path, folder: str, ending: str, list_name: str) -> dict[str, Pat
     names = next((file.read_text().split() for file in lists if file.is_file()), list(files))
     missing = [f"{name}{ending}" for name in names if name not in files]
     if missing:
-        shown = "".join(f"\n  {name}" for name in missing[:_MOST_LISTED])
         raise FileNotFoundError(
-            f"{len(missing)} of {len(names)} files of {list_name} are not in {place}:{shown}"
-            + ("\n  ..." if len(missing) > _MOST_LISTED else "")
+            f"{len(missing)} of {len(names)} files of {list_name} are not in {place}:"
+            + some_lines(missing)
         )
     if not names:
         raise FileNotFoundError(f"No files *{ending} in {place}.")

@@ -25,6 +25,7 @@ from vimunet.bridges.nnunet.classes import (
 from vimunet.data import Sample
 from vimunet.data.folder import find_pairs, list_images, read_slices, stem
 from vimunet.files import replacing
+from vimunet.messages import some_of
 
 _OWN = {"dataset.json", "splits_final.json", "imagesTr", "labelsTr", "imagesTs"}
 _FOLDS = 5
@@ -120,8 +121,8 @@ def write_dataset(
     doubles = sorted(case for case, count in Counter(names).items() if count > 1)
     if doubles:
         raise ValueError(
-            f"Images for training and validation must have different names, got {doubles[0]!r} "
-            f"in both{f' and {len(doubles) - 1} more' if len(doubles) > 1 else ''}."
+            f"Images for training and validation must have different names, got "
+            f"{some_of(map(repr, doubles))} in both."
         )
 
     folder.parent.mkdir(parents=True, exist_ok=True)
