@@ -238,7 +238,7 @@ def train(
     fabric.barrier()  # nobody writes before everybody has looked into the folder
 
     optimizer = _OPTIMIZERS[config.optimizer](
-        network.parameters(), lr=config.lr, weight_decay=config.weight_decay
+        network.parameters(), lr=config.lr, weight_decay=config.weight_decay, fused=True
     )
     scheduler = ReduceLROnPlateau(optimizer, "min", config.lr_factor, config.lr_patience)
     model, stepper = fabric.setup(network, optimizer)  # the same parameters, wrapped by Fabric
