@@ -21,6 +21,7 @@ from vimunet.bridges.nnunet import Kind
 from vimunet.comparison.ceilings import through_classes, through_maps
 from vimunet.data.folder import read_labels
 from vimunet.evaluation import mean_segmentation_accuracy
+from vimunet.files import replacing
 from vimunet.representation import Boundaries, Distances
 from vimunet.training_files import code_commit
 
@@ -79,7 +80,7 @@ def main() -> None:
                     "commit": code_commit(),
                 }
             )
-    with options.output.open("w", newline="") as file:
+    with replacing(options.output) as temporary, temporary.open("w", newline="") as file:
         table = csv.DictWriter(file, fieldnames=list(rows[0]), lineterminator="\n")
         table.writeheader()
         table.writerows(rows)

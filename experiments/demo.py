@@ -51,7 +51,8 @@ def main() -> None:
     model = vimunet.load_model(student)
     before = score(model, samples(kind, "test"), options.output / "before_learning")
     run = options.output / "learning"
-    shutil.rmtree(run, ignore_errors=True)
+    if (run / "config.json").exists():
+        shutil.rmtree(run)  # of the demo before
     config = TrainConfig(
         output=run,
         iterations=240,

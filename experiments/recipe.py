@@ -186,7 +186,14 @@ def run(
                 f"`--start` must be a model of {', '.join(representation.channels)}, got "
                 f"{', '.join(start.representation.channels)}."
             )
+        if start.normalization != "image":
+            raise ValueError(
+                f"`--start` must have the normalization 'image', got {start.normalization!r}."
+            )
         network.load_state_dict(start.network.state_dict())
+        before = start.info.get("licence", "unknown")
+        training_data += f", after {start.info.get('training_data', 'unknown data')}"
+        licence += f"; started from weights under: {before}"
     config = TrainConfig(
         output=options.output,
         iterations=options.iterations,

@@ -20,6 +20,7 @@ from napari_vimunet.training_set import TrainingSet
 import vimunet
 from vimunet.data import Sample
 from vimunet.data.folder import find_pairs
+from vimunet.files import replacing
 from vimunet.training_files import code_commit
 
 
@@ -85,7 +86,8 @@ def main() -> None:
         "options": {k: v for k, v in vars(options).items() if not isinstance(v, Path)},
         "commit": code_commit(),
     }
-    options.output.write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
+    with replacing(options.output) as temporary:
+        temporary.write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
     print(f"mSA of {len(others)} other images: {record['before']:.3f} -> {record['after']:.3f}")
 
 

@@ -35,10 +35,12 @@ def ship(model_file: Path, path: Path, purpose: str) -> Path:
     broken = [name for name, tensor in network.state_dict().items() if not tensor.isfinite().all()]
     if broken:
         raise ValueError(f"Weights must fit into half precision, got too large: {broken}.")
+    size = sum(tensor.nbytes for tensor in network.state_dict().values())
+    if size > _LARGEST:
+        raise ValueError(
+            f"A shipped model must have at most {_LARGEST} bytes, got {size}. Use `vim_n`."
+        )
     save_model(path, replace(model, network=network, info={**model.info, "purpose": purpose}))
-    if path.stat().st_size > _LARGEST:
-        path.unlink()
-        raise ValueError(f"A shipped model must have at most {_LARGEST} bytes. Use `vim_n`.")
     return path
 
 

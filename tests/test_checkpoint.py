@@ -180,6 +180,8 @@ def test_missing_file_lists_the_others(file):
         load_model(file.with_name("nuclei.safetensors"))
     with pytest.raises(FileNotFoundError, match="There is no folder .*elsewhere either"):
         load_model(file.parent / "elsewhere" / "nuclei.safetensors")
+    with pytest.raises(FileNotFoundError, match=r"got the folder .*\. Model files in .*: discs\.s"):
+        load_model(file.parent)
 
 
 def test_a_pickle_is_refused_and_not_executed(tmp_path):

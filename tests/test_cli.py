@@ -262,8 +262,11 @@ def test_interrupted_folder_goes_on(pairs, model_file, capsys):
     tifffile.imwrite(out / "cell1.tif", corrected)
     assert run_segment(pairs / "images", "--output", out, model=model_file) == 2
     assert "go on with --skip-existing" in capsys.readouterr().err
-    options = ["--skip-existing", "--output", out]
+    (out / "overlays").mkdir()
+    (out / "overlays" / "cell2.png").touch()  # left by a run that ended before its labels
+    options = ["--skip-existing", "--overlay", "--output", out]
     assert run_segment(pairs / "images", *options, model=model_file) == 0
+    assert (out / "overlays" / "cell2.png").stat().st_size
     said = capsys.readouterr().out
     assert "1 of 3 images have labels" in said
     assert "2 of 2 images segmented" in said
@@ -422,6 +425,27 @@ def test_tune_stores_better_thresholds(pairs, tmp_path, monkeypatch, capsys):
     }
 
 
+def test_tune_leaves_out_what_nobody_labelled_for_a_model_without_background(
+    pairs, tmp_path, monkeypatch
+):
+    """As training does for the same model, without being told."""
+    path = tmp_path / "model.safetensors"
+    judged = {}
+    monkeypatch.setattr("vimunet.prediction.predict", lambda image, *_, **__: image[None] / 255)
+    data = ["--images", str(pairs / "images"), "--labels", str(pairs / "labels")]
+    for representation in (Boundaries(foreground=False), Distances()):
+        save_model(path, TrainedModel(noisy_network(), representation))
+        monkeypatch.setattr(
+            "vimunet.evaluation.tune_thresholds",
+            lambda kind, *_, labelled_pixels_only: (
+                judged.update({kind.name: labelled_pixels_only}),
+                (kind, 0.0, [{"mSA": 0.0}]),
+            )[1],
+        )
+        assert main(["tune", *data, "--model", str(path), "--in-place"]) == 0
+    assert judged == {"boundaries": True, "distances": False}
+
+
 def test_tune_says_where_the_model_goes(pairs, model_file, capsys):
     data = ["--images", str(pairs / "images"), "--labels", str(pairs / "labels")]
     assert main(["tune", *data, "--model", str(model_file)]) == 2
@@ -518,7 +542,10 @@ def test_validation_folders_come_in_pairs(pairs, capsys):
     data = ["--images", str(pairs / "images"), "--labels", str(pairs / "labels")]
     more = ["--val-images", str(pairs), "--model", "unet", "--output", str(pairs / "run")]
     assert main(["train", *data, *more]) == 2
-    assert "must come with --val-labels" in capsys.readouterr().err
+    assert "must be given together" in capsys.readouterr().err
+    more[0] = "--val-labels"
+    assert main(["train", *data, *more]) == 2
+    assert "must be given together" in capsys.readouterr().err
 
 
 # --- classes ---------------------------------------------------------------------------------

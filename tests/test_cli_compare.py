@@ -113,6 +113,14 @@ def test_protocol_paper_reads_classes_as_published(cells):
     assert result["methods"]["nnunet"]["mean"]["mSA"] < fair - 0.1
 
 
+def test_no_other_file_is_replaced_by_a_comparison(cells, capsys):
+    (cells / "out").mkdir()
+    (cells / "out" / "images.csv").write_text("mine")
+    assert compared(cells, "--gallery", "0") == 2
+    assert "images.csv exists already" in capsys.readouterr().err
+    assert (cells / "out" / "images.csv").read_text() == "mine"
+
+
 def test_an_earlier_comparison_is_not_replaced_by_chance(cells, capsys):
     assert compared(cells, "--gallery", "0") == 1
     before = (cells / "out" / "report.html").stat().st_mtime_ns

@@ -105,6 +105,16 @@ def test_channels_share_mean_and_spread(rng):
     np.testing.assert_allclose(crop.mean(dim=(1, 2)), means, atol=1e-4)
 
 
+def test_errors_name_the_sample(rng):
+    grey = np.zeros((16, 16), np.uint8)
+    two_channels = Sample("bad", lambda: (np.zeros((16, 16, 2)), grey))
+    with pytest.raises(ValueError, match="bad: `image` must have one channel"):
+        RandomCrops([two_channels], 16, Boundaries())[0]
+    class_three = Sample("bad", lambda: (rng.normal(size=(16, 16)), grey + 3))
+    with pytest.raises(ValueError, match="bad: .*classes"):
+        RandomCrops([class_three], 16, Semantic(num_classes=2))[0]
+
+
 def test_constant_crops_become_noise():
     black = np.zeros((64, 64), np.uint8)
     crops = RandomCrops([sample(black, black)], 64, Boundaries(), length=3)
@@ -212,7 +222,7 @@ def test_large_ids_stay_different_and_background_stays_background():
         (np.zeros((2, 2)), np.zeros((2, 3), int), r"bad: image \(2, 2\) and labels \(2, 3\)"),
         (np.zeros((2, 2)), np.zeros((2, 2)), "bad: labels must be whole numbers >= 0, got float"),
         (np.zeros((2, 2)), np.full((2, 2), -1), "bad: labels .* got int64 from -1"),
-        (np.zeros((2, 2, 2)), np.zeros((2, 2), int), r"must have 1 channels .* \(2, 2, 2\)"),
+        (np.zeros((2, 2, 2)), np.zeros((2, 2), int), r"must have one channel .* \(2, 2, 2\)"),
     ],
 )
 def test_samples_that_cannot_be_used(image, labels, message):
@@ -253,9 +263,13 @@ def test_channels():
     np.testing.assert_array_equal(to_channels(grey[..., None], 2), [grey, grey])
     np.testing.assert_array_equal(to_channels(colour, 3), [grey, grey * 2, grey * 3])
     np.testing.assert_array_equal(to_channels(colour, 1), [grey * 2])
-    for image, wanted in ((colour, 2), (colour[..., :2], 1), (np.zeros((2, 2, 4)), 3)):
-        with pytest.raises(ValueError, match=rf"must have {wanted} channels"):
+    for image, wanted in ((colour, 2), (np.zeros((2, 2, 4)), 3)):
+        with pytest.raises(ValueError, match=rf"must have {wanted} channels .or one., got shape"):
             to_channels(image, wanted)
+    with pytest.raises(ValueError, match="must have one channel .* Choose a channel"):
+        to_channels(colour[..., :2], 1)
+    with pytest.raises(ValueError, match="got shape .2, 2, 30.. The last axis must hold channels"):
+        to_channels(np.zeros((2, 2, 30)), 1)
     with pytest.raises(ValueError, match=r"must have axes .y, x. or .y, x, c., got shape .3,."):
         to_channels(np.zeros(3), 1)
 

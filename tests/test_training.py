@@ -207,6 +207,17 @@ def test_random_numbers_of_the_caller_are_left_alone(config):
     assert torch.equal(torch.rand(3), expected)
 
 
+def missing_pixels():
+    return np.full((32, 32), np.nan), np.ones((32, 32), int)
+
+
+def test_errors_of_workers_are_told_without_their_traceback(config):
+    bad = Sample("bad", missing_pixels)
+    with pytest.raises(ValueError, match=r"^bad: the image contains NaN or infinite.* training\.$"):
+        train(tiny(), Boundaries(), [bad], SAMPLES, replace(config, workers=1))
+    assert not multiprocessing.active_children()
+
+
 def test_workers_change_nothing(config, tmp_path):
     run(config, iterations=3)
     run(config, iterations=3, workers=2, output=tmp_path / "other")

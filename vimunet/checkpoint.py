@@ -148,9 +148,11 @@ def _find(path: Path) -> Path:
     """Return the file of a path or of an embedded name."""
     if path.is_file():
         return path
+    embedded = WEIGHTS / f"{path}.safetensors"
+    if path.is_dir() and not embedded.is_file():
+        raise FileNotFoundError(f"A model must be a file, got the folder {path}. {_files_in(path)}")
     if path.suffix or len(path.parts) != 1:
         raise FileNotFoundError(f"No model file {path}. {_beside(path)}")
-    embedded = WEIGHTS / f"{path}.safetensors"
     if not embedded.is_file():
         raise FileNotFoundError(
             f"No model {str(path)!r}. Known: {', '.join(embedded_models())}, or the path of a "
@@ -175,8 +177,12 @@ def _read(path: Path) -> tuple[dict[str, str], dict[str, Tensor]]:
 def _beside(path: Path) -> str:
     if not path.parent.is_dir():
         return f"There is no folder {path.parent} either."
-    names = sorted(file.name for file in path.parent.glob("*.safetensors"))
-    return f"Model files in {path.parent}: {', '.join(names) or 'none'}."
+    return _files_in(path.parent)
+
+
+def _files_in(folder: Path) -> str:
+    names = sorted(file.name for file in folder.glob("*.safetensors"))
+    return f"Model files in {folder}: {', '.join(names) or 'none'}."
 
 
 def _check_tensors(path: Path, wanted: dict[str, Tensor], found: dict[str, Tensor]) -> None:

@@ -16,7 +16,8 @@ import os
 import signal
 import threading
 import time
-from collections.abc import Callable, Sequence
+import traceback
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -266,7 +267,7 @@ def train(
     }
     time_limit = math.inf if config.max_minutes is None else 60 * config.max_minutes
     started = time.perf_counter() - state.seconds
-    reached = _limit_reached(state, config.iterations, time_limit)
+    reached = _limit_reached(state, config, time_limit)
     stop = reached is not None
     if fabric.is_global_zero and stop:
         _logger.warning("The run in %s %s", config.output, reached)
@@ -293,7 +294,7 @@ def train(
             run.save_state(state.as_dict())  # or what is killed early could not be continued
         while not stop:
             asked = time.perf_counter()
-            images, targets = fabric.to_device(next(batches))
+            images, targets = fabric.to_device(_next(batches))
             data_seconds = time.perf_counter() - asked
 
             torch.manual_seed(_random_seed(config.seed, state.iteration, fabric.global_rank))
@@ -320,8 +321,9 @@ def train(
                 raise FloatingPointError(
                     f"Iteration {state.iteration + 1} gave the loss {mean_loss} and a gradient of "
                     f"norm {norm}. Its crops (of {', '.join(names)}) are in {path}, the state "
-                    "before it is kept. "
-                    "Look at the crops, lower `lr`, or use float32."
+                    "before it is kept. Look at the crops; if these images are wrong, repair them "
+                    "and continue with `resume` (--resume). If they are not, start a new run with "
+                    "a lower `lr` or in float32 (from the last model of this one, if there is one)."
                 )
             if config.schedule == "cosine":
                 for group in optimizer.param_groups:
@@ -444,19 +446,31 @@ def _half_period(config: TrainConfig) -> int | None:
     return config.lr_half_period
 
 
-def _limit_reached(state: _State, iterations: int, seconds: float) -> str | None:
+def _limit_reached(state: _State, config: TrainConfig, seconds: float) -> str | None:
     """Say why a continued run has nothing left to do; None if it has."""
-    if state.iteration >= iterations:
-        return (
-            f"has done {state.iteration} of {iterations} iterations already. Raise `iterations` "
-            "(--iterations) to continue it."
-        )
+    if state.iteration >= config.iterations:
+        done = f"has done {state.iteration} of {config.iterations} iterations already."
+        if config.schedule == "cosine" and config.lr_half_period is None:
+            return f"{done} Its cosine ends there: start a new run from its model instead."
+        return f"{done} Raise `iterations` (--iterations) to continue it."
     if state.seconds >= seconds:
         return (
             f"has taken {state.seconds:.0f} of {seconds:.0f} s already ({state.iteration} "
             "iterations). Raise `max_minutes` (--max-minutes) to continue it."
         )
     return None
+
+
+def _next(batches: Iterator[Any]) -> Any:
+    """Take a batch. An error ends the worker processes; theirs are told without a traceback."""
+    try:
+        return next(batches)
+    except Exception as error:
+        traceback.clear_frames(error.__traceback__)  # which hold the workers
+        _, told, message = str(error).rpartition("\nValueError: ")
+        if told:
+            raise ValueError(message.rstrip()) from None
+        raise
 
 
 def _has_objects(sample: Sample) -> bool:

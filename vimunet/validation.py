@@ -140,7 +140,12 @@ class Validation:
         image, labels = sample.read()
         if labels is None:
             raise ValueError(f"{sample.name}: validation needs labels, this sample has none.")
-        maps = predict(image, self._model, device=self._fabric.device, precision=self._precision)
+        try:
+            maps = predict(
+                image, self._model, device=self._fabric.device, precision=self._precision
+            )
+        except ValueError as error:
+            raise ValueError(f"{sample.name}: {error}") from error
         representation = self._model.representation
         found = representation.decode(maps)
         if isinstance(representation, Semantic):

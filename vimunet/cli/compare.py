@@ -6,8 +6,22 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from vimunet.cli.arguments import Commands, add_command, add_labelled_pixels_only
+from vimunet.cli.arguments import (
+    Commands,
+    add_command,
+    add_labelled_pixels_only,
+    check_free,
+)
 from vimunet.messages import some_of
+
+_OUTPUTS = (
+    "comparison.json",
+    "methods.csv",
+    "images.csv",
+    "report.html",
+    "figure.png",
+    "figure.svg",
+)
 
 
 def add_parser(commands: Commands) -> None:
@@ -92,8 +106,8 @@ def run(
     read = [options.labels, options.images, *methods.values()]
     if output.resolve() in {folder.resolve() for folder in read if folder is not None}:
         raise ValueError(f"`--output` must be a folder of its own, got {output}, which is read.")
-    if (output / "comparison.json").exists() and not options.overwrite:
-        raise ValueError(f"{output} holds a comparison already. Replace it with --overwrite.")
+    for name in _OUTPUTS:
+        check_free(output / name, options.overwrite)
     with tqdm(unit="image", disable=None) as bar:
 
         def show(done: int, total: int) -> None:

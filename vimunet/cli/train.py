@@ -118,6 +118,8 @@ def run(options: argparse.Namespace) -> int:
     from vimunet.models import MODELS, build_model
     from vimunet.training import TrainConfig, train
 
+    if (options.val_images is None) != (options.val_labels is None):
+        raise ValueError("`--val-images` and `--val-labels` must be given together, got one.")
     start = None if options.model in MODELS else _model_to_continue(options)
     representation = (
         start.representation
@@ -134,8 +136,6 @@ def run(options: argparse.Namespace) -> int:
     }
     samples = find_pairs(options.images, options.labels, **reading)
     if options.val_images is not None:
-        if options.val_labels is None:
-            raise ValueError("`--val-images` must come with --val-labels.")
         validation = find_pairs(options.val_images, options.val_labels, **reading)
     else:
         samples, validation = _split(samples)
@@ -220,8 +220,9 @@ def _split(samples: Sequence["Sample"]) -> tuple[list["Sample"], list["Sample"]]
     )
     if len(names) < 2:
         raise ValueError(
-            "At least two images are needed to keep one for validation, got "
-            f"{len(names)}. Pass --val-images and --val-labels."
+            f"At least two images are needed to keep one for validation, got {len(names)} "
+            "(slices of a stack, NAME_z000 and so on, count as one, because neighbours look "
+            "alike). Pass --val-images and --val-labels."
         )
     kept = set(names[: max(1, round(VALIDATION_FRACTION * len(names)))])
     return (

@@ -67,9 +67,8 @@ def run(options: argparse.Namespace) -> int:
         channel=options.channel,
     )
     model.network.to(choose_device(options.device))
-    choose_thresholds(
-        model, samples, path, options.labelled_pixels_only, **prediction_options(options)
-    )
+    unjudged = options.labelled_pixels_only or not model.representation.has_background
+    choose_thresholds(model, samples, path, unjudged, **prediction_options(options))
     return 0
 
 

@@ -23,6 +23,9 @@ _CLEARED = 0.1
 
 _MOST_TRIES = 500
 
+_MOST_CHANNELS = 8
+"""More are slices or rows, in all likelihood."""
+
 
 class Representation(Protocol):
     """What turns labels into the maps that a network learns, see `vimunet.representation`."""
@@ -88,11 +91,19 @@ def check_channels(shape: tuple[int, ...], in_channels: int) -> None:
     """
     channels = 1 if len(shape) == 2 else shape[2]
     if channels not in (1, in_channels) and (channels, in_channels) != (3, 1):
-        raise ValueError(
-            f"`image` must have {in_channels} channels or one (or three for RGB to grey), got "
-            f"shape {shape}. Choose a channel, image[..., 0] for example, or leave out alpha: "
-            "image[..., :3]."
-        )
+        wanted = "one channel (or three, for RGB to grey)"
+        if in_channels != 1:
+            wanted = f"{in_channels} channels (or one)"
+        if channels > _MOST_CHANNELS:
+            step = (
+                "The last axis must hold channels: take a stack slice by slice, and move channels "
+                "that come first to the end, with numpy.moveaxis(image, 0, -1)."
+            )
+        else:
+            step = (
+                "Choose a channel, image[..., 0] for example, or leave out alpha: image[..., :3]."
+            )
+        raise ValueError(f"`image` must have {wanted}, got shape {shape}. {step}")
 
 
 def rotate(image: np.ndarray, labels: np.ndarray, degrees: float) -> tuple[np.ndarray, np.ndarray]:
@@ -221,7 +232,10 @@ class RandomCrops(Dataset):
     def __getitem__(self, index: int) -> tuple[Tensor, Tensor]:
         """Return the (c, y, x) float32 image and the (m, y, x) float32 target of item `index`."""
         image, labels = self.crop(index)
-        target = self.representation.encode(labels)
+        try:
+            target = self.representation.encode(labels)
+        except ValueError as error:
+            raise ValueError(f"{self.name(index)}: {error}") from error
         return torch.from_numpy(image), torch.from_numpy(np.ascontiguousarray(target, np.float32))
 
     def crop(self, index: int) -> tuple[np.ndarray, np.ndarray]:
@@ -325,6 +339,10 @@ class RandomCrops(Dataset):
             raise ValueError(
                 f"{sample.name}: image {image.shape} and labels {labels.shape} must agree in y, x."
             )
+        try:
+            check_channels(image.shape, self.in_channels)
+        except ValueError as error:
+            raise ValueError(f"{sample.name}: {error}") from error
         if image.dtype.kind == "f" and not np.isfinite(image).all():
             raise ValueError(
                 f"{sample.name}: the image contains NaN or infinite pixels. Replace them before "
