@@ -4,7 +4,7 @@ Labels are encoded, decoded again and compared with themselves, for the default 
 the paper's. For nnU-Net both directions differ: its classes are those of the fair and of the
 published protocol. Nothing is trained and no image is read.
 
-    python experiments/ceilings.py --stand-in ../shared/data
+    python experiments/ceilings.py --stand-in FOLDER
 """
 
 import argparse
@@ -76,7 +76,7 @@ def main() -> None:
                     "default": f"{ours:.4f}",
                     "default_lowest_image": f"{min(score[0] for score in scores):.4f}",
                     "paper": f"{theirs:.4f}",
-                    "command": "python experiments/ceilings.py --stand-in ../shared/data",
+                    "command": "python experiments/ceilings.py --stand-in FOLDER",
                     "commit": code_commit(),
                 }
             )

@@ -3,7 +3,7 @@
 The images are those of `experiments/livecell/splits.py` and `experiments/cremi/splits.py`: number
 501 is phase contrast with three classes, 502 electron microscopy with the boundary alone.
 
-    python experiments/benchmark/nnunet_stand_in.py ../shared/data --output runs/nnunet
+    python experiments/benchmark/nnunet_stand_in.py FOLDER --output runs/nnunet
 """
 
 import argparse
