@@ -150,7 +150,10 @@ def _find(path: Path) -> Path:
         return path
     embedded = WEIGHTS / f"{path}.safetensors"
     if path.is_dir() and not embedded.is_file():
-        raise FileNotFoundError(f"A model must be a file, got the folder {path}. {_files_in(path)}")
+        raise FileNotFoundError(
+            f"A model must be a file or one of {', '.join(embedded_models())}, got the folder "
+            f"{path}. {_files_in(path)}"
+        )
     if path.suffix or len(path.parts) != 1:
         raise FileNotFoundError(f"No model file {path}. {_beside(path)}")
     if not embedded.is_file():
