@@ -263,7 +263,7 @@ def test_interrupted_folder_goes_on(pairs, model_file, capsys):
     assert run_segment(pairs / "images", "--output", out, model=model_file) == 2
     assert "go on with --skip-existing" in capsys.readouterr().err
     (out / "overlays").mkdir()
-    (out / "overlays" / "cell2.png").touch()  # left by a run that ended before its labels
+    (out / "overlays" / "cell2.png").touch()  # its labels were thrown away
     options = ["--skip-existing", "--overlay", "--output", out]
     assert run_segment(pairs / "images", *options, model=model_file) == 0
     assert (out / "overlays" / "cell2.png").stat().st_size

@@ -190,7 +190,7 @@ def _check_outputs(files: list[Path], options: argparse.Namespace) -> None:
             "replace them or be taken for them. Choose another folder."
         )
     existing = [str(path) for path in outputs if path.exists()]
-    # What is left to do has no labels: its maps and overlays are of an interrupted run.
+    # What `--skip-existing` leaves to do has no labels: only its maps and overlays are replaced.
     if existing and not (options.overwrite or options.skip_existing):
         raise ValueError(
             f"{len(existing)} of the outputs exist already: {some_of(existing)}. They may hold "
@@ -304,6 +304,7 @@ def _segment_file(
         found = stitch_slices(found, options.stitch_threshold)
     labels = found.reshape(*lengths, *slices.shape[1:3])
     paths = _output_files(file, options)
+    write_label_tiff(paths["labels"], labels, place_of_image(file, f"{stack}yx"))
     if options.save_maps:
         maps = np.stack(all_maps)
         _write_tiff(paths["maps"], maps.reshape(*lengths, *maps.shape[1:]), f"{stack}cyx")
@@ -314,8 +315,6 @@ def _segment_file(
         for z, (image, plane) in enumerate(zip(slices, planes, strict=True)):
             path = paths["overlays"] / f"z{z:03d}.png" if stack else paths["overlay"]
             _write_png(path, draw_overlay(image, plane))
-    # The last, for `--skip-existing` asks for nothing else.
-    write_label_tiff(paths["labels"], labels, place_of_image(file, f"{stack}yx"))
     if classes:
         return f"{np.unique(labels[labels > 0]).size} classes besides background"
     return f"{found.max()} objects"
