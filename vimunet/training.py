@@ -17,7 +17,7 @@ import signal
 import threading
 import time
 import traceback
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Sequence
 from contextlib import closing
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -282,7 +282,7 @@ def train(
     columns = ("iteration", "loss", "lr", *measured(representation), "seconds", "data_seconds")
 
     with (
-        closing(batch for batch in loader) as batches,  # ends the workers, which obey no signal
+        closing(_batches(loader)) as batches,
         run.open_log(
             columns, state.iteration, config.iterations, time_limit, bar=progress is None
         ) as log,
@@ -294,7 +294,7 @@ def train(
             run.save_state(state.as_dict())  # or what is killed early could not be continued
         while not stop:
             asked = time.perf_counter()
-            images, targets = fabric.to_device(_next(batches))
+            images, targets = fabric.to_device(next(batches))
             data_seconds = time.perf_counter() - asked
 
             torch.manual_seed(_random_seed(config.seed, state.iteration, fabric.global_rank))
@@ -461,18 +461,6 @@ def _limit_reached(state: _State, config: TrainConfig, seconds: float) -> str | 
     return None
 
 
-def _next(batches: Iterator[Any]) -> Any:
-    """Take a batch. An error ends the worker processes; theirs are told without a traceback."""
-    try:
-        return next(batches)
-    except Exception as error:
-        traceback.clear_frames(error.__traceback__)  # which hold the workers
-        _, told, message = str(error).rpartition("\nValueError: ")
-        if told:
-            raise ValueError(message.rstrip()) from None
-        raise
-
-
 def _has_objects(sample: Sample) -> bool:
     labels = sample.read()[1]
     return labels is None or bool(labels.any())  # without labels, `RandomCrops` says what is wrong
@@ -532,6 +520,21 @@ def _loader(crops: RandomCrops, config: TrainConfig, state: _State, fabric: Fabr
         pin_memory=fabric.device.type == "cuda",
         generator=torch.Generator(),  # of its own, to leave the caller's alone
     )
+
+
+def _batches(loader: DataLoader) -> Generator[Any, None, None]:
+    """Give the batches; closed or after an error it has ended the workers, which obey no signal.
+
+    An error of a worker is told without the worker's traceback.
+    """
+    try:
+        yield from loader
+    except Exception as error:
+        traceback.clear_frames(error.__traceback__)  # which hold the workers
+        _, told, message = str(error).rpartition("\nValueError: ")
+        if told:
+            raise ValueError(message.rstrip()) from None
+        raise
 
 
 def _items(iteration: int, config: TrainConfig, fabric: Fabric) -> list[int]:

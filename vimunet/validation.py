@@ -17,6 +17,7 @@ from vimunet.data import Sample
 from vimunet.data.crops import RandomCrops
 from vimunet.evaluation import mean_segmentation_accuracy
 from vimunet.losses import loss_for
+from vimunet.messages import naming
 from vimunet.prediction import activate, predict
 from vimunet.representation import Representation, Semantic
 from vimunet.semantic_evaluation import dice_and_iou
@@ -140,12 +141,10 @@ class Validation:
         image, labels = sample.read()
         if labels is None:
             raise ValueError(f"{sample.name}: validation needs labels, this sample has none.")
-        try:
+        with naming(sample.name):
             maps = predict(
                 image, self._model, device=self._fabric.device, precision=self._precision
             )
-        except ValueError as error:
-            raise ValueError(f"{sample.name}: {error}") from error
         representation = self._model.representation
         found = representation.decode(maps)
         if isinstance(representation, Semantic):

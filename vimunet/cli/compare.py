@@ -6,12 +6,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from vimunet.cli.arguments import (
-    Commands,
-    add_command,
-    add_labelled_pixels_only,
-    check_free,
-)
+from vimunet.cli.arguments import Commands, add_command, add_labelled_pixels_only, check_free
 from vimunet.messages import some_of
 
 _OUTPUTS = (

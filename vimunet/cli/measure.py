@@ -4,7 +4,7 @@ import argparse
 from pathlib import Path
 
 from vimunet.cli.arguments import Commands, add_command, check_free
-from vimunet.messages import some_of
+from vimunet.messages import naming, some_of
 
 
 def add_parser(commands: Commands) -> None:
@@ -49,10 +49,8 @@ def run(options: argparse.Namespace) -> int:
             image, _ = read_slices(image_files[name], in_channels=None, channel=options.channel)
             places.append(place_of_image(image_files[name], "zyx"[-labels.ndim :]))
         place = next((place for place in places if place.units[-1] != "pixel"), places[0])
-        try:
+        with naming(file):
             table = measure(labels, image, place.scale[-2:], place.units[-1])
-        except ValueError as error:
-            raise ValueError(f"{file}: {error}") from error
         tables.append({"image": np.full(len(table["label"]), name), **table})
     columns = dict.fromkeys(column for table in tables for column in table)
     joined = {

@@ -17,6 +17,7 @@ from torch.utils.data import Dataset
 
 from vimunet.data import Sample
 from vimunet.data.augmentation import clear_out, degrade, draw_zoom, resize
+from vimunet.messages import naming
 
 _CLEARED = 0.1
 """Probability that a changed crop has little or nothing left in it."""
@@ -232,10 +233,8 @@ class RandomCrops(Dataset):
     def __getitem__(self, index: int) -> tuple[Tensor, Tensor]:
         """Return the (c, y, x) float32 image and the (m, y, x) float32 target of item `index`."""
         image, labels = self.crop(index)
-        try:
+        with naming(self.name(index)):
             target = self.representation.encode(labels)
-        except ValueError as error:
-            raise ValueError(f"{self.name(index)}: {error}") from error
         return torch.from_numpy(image), torch.from_numpy(np.ascontiguousarray(target, np.float32))
 
     def crop(self, index: int) -> tuple[np.ndarray, np.ndarray]:
@@ -339,10 +338,8 @@ class RandomCrops(Dataset):
             raise ValueError(
                 f"{sample.name}: image {image.shape} and labels {labels.shape} must agree in y, x."
             )
-        try:
+        with naming(sample.name):
             check_channels(image.shape, self.in_channels)
-        except ValueError as error:
-            raise ValueError(f"{sample.name}: {error}") from error
         if image.dtype.kind == "f" and not np.isfinite(image).all():
             raise ValueError(
                 f"{sample.name}: the image contains NaN or infinite pixels. Replace them before "
