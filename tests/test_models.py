@@ -33,7 +33,10 @@ EXTRA = [
     ("umamba_bot", {"variant": "paper"}),
     ("umamba_bot", {"image_size": [32, 64]}),
     ("umamba_enc", {"residual": False, "last_skip": False}),
+    ("vim_n", {"depth": 0}),
+    ("vim_n", {"mixer": "convolution"}),
     ("vim_t", {"conv_stem": True, "features": (32, 16, 16, 8, 8)}),
+    ("vim_t", {"skip_connections": True, "mixer": "convolution"}),
     ("vim_t", {"skip_connections": True}),
     ("vmunet", {"depths": [1, 2, 1, 1], "drop_path_rate": 0}),
 ]
@@ -203,6 +206,8 @@ def test_published_parameter_counts(name, options, transposed, bilinear):
         ("vim_t", {}, 17_618_178),
         ("vim_t", {"skip_connections": True}, 14_691_810),
         ("vim_n", {}, 2_802_146),
+        ("vim_n", {"mixer": "convolution"}, 2_859_490),
+        ("vim_n", {"depth": 0}, 1_723_874),
         ("vim_s", {}, 37_412_994),
         ("vim_b", {}, 111_507_330),
         ("unetr_b", {}, 100_534_914),
@@ -286,6 +291,12 @@ def test_sam_statistics():
             {"variant": "torch-em-0.7.5", "conv_stem": True},
             "`conv_stem` must be False for variant='torch-em-0.7.5', got True",
         ),
+        (
+            "vim_t",
+            {"variant": "paper", "mixer": "convolution"},
+            "`mixer` must be 'mamba' for variant='paper', got 'convolution'",
+        ),
+        ("vim_n", {"mixer": "attention"}, "Unknown `mixer` 'attention'. Known: convolution, mamba"),
         (
             "vim_n",
             {"skip_connections": True},

@@ -1,5 +1,6 @@
 """The Vision Mamba encoder: golden values of the published ones, and the place of each patch."""
 
+import itertools
 import json
 import math
 from pathlib import Path
@@ -10,7 +11,7 @@ from golden_fill import fill
 from torch import Tensor
 from torch.nn import functional
 
-from vimunet.models.vim import VimEncoder
+from vimunet.models.vim import GatedConvolution, VimEncoder
 
 GOLDEN = json.loads((Path(__file__).parent / "golden" / "vim_encoder.json").read_text())
 PUBLISHED = {
@@ -90,6 +91,7 @@ def identity_tokens(encoder: VimEncoder, image: Tensor) -> tuple[Tensor, Tensor]
         ({"class_token": "middle"}, (64, 64)),
         ({"patch_size": 1, "image_size": 4}, (5, 3)),
         ({"patch_size": 8}, (24, 40)),
+        ({"mixer": "convolution"}, (48, 112)),
     ],
 )
 def test_each_patch_comes_back_at_its_own_place(options, shape):
@@ -159,7 +161,7 @@ def test_intermediate_maps_are_what_the_next_layer_reads():
         assert torch.equal(encoder(image)[-1], maps[-1])
 
 
-@pytest.mark.parametrize("options", [{}, *PUBLISHED.values()])
+@pytest.mark.parametrize("options", [{}, {"mixer": "convolution"}, *PUBLISHED.values()])
 def test_batch_of_two_is_two_batches_of_one(options):
     encoder, image = small_encoder(**options), torch.randn(2, 1, 64, 64)
     with torch.no_grad():
@@ -176,6 +178,36 @@ def test_every_parameter_learns_but_the_unused_head():
             assert not parameter.requires_grad
         else:
             assert parameter.grad.abs().sum() > 0, name
+
+
+def test_gated_convolution_by_its_definition():
+    """Each output is the sum over the tokens around, on the grid, of the same inner channel."""
+    layer = GatedConvolution(4, kernel_size=3).double()
+    tokens = torch.randn(2, 5 * 7, 4, dtype=torch.float64)
+    signal, gate = (tokens @ part.T for part in layer.in_proj.weight.chunk(2))
+    expected = torch.zeros(2, 5, 7, 8, dtype=torch.float64)
+    for y, x in itertools.product(range(5), range(7)):
+        around = layer.conv2d.bias.clone().expand(2, 8)
+        for dy, dx in itertools.product((-1, 0, 1), repeat=2):
+            if 0 <= y + dy < 5 and 0 <= x + dx < 7:
+                weight = layer.conv2d.weight[:, 0, 1 + dy, 1 + dx]
+                around = around + weight * signal[:, 7 * (y + dy) + x + dx]
+        expected[:, y, x] = functional.silu(around)
+    expected = (expected.flatten(1, 2) * functional.silu(gate)) @ layer.out_proj.weight.T
+    torch.testing.assert_close(layer(tokens, 7), expected)
+
+
+def test_convolutions_see_as_far_as_their_kernel_and_scans_see_everything():
+    image = torch.zeros(1, 1, 20, 20)
+    changed = image.clone()
+    changed[0, 0, 2, 3] = 1
+    for mixer, reach in (("convolution", 6), ("mamba", 20)):
+        encoder = small_encoder(mixer=mixer, depth=1, patch_size=1, image_size=20)
+        with torch.no_grad():
+            moved = (encoder(changed)[-1] != encoder(image)[-1]).any(dim=1)[0]
+        seen = torch.zeros(20, 20, dtype=torch.bool)
+        seen[: 3 + reach, : 4 + reach] = True
+        assert torch.equal(moved, seen)
 
 
 def test_stochastic_depth_grows_to_the_last_layer():
@@ -231,6 +263,11 @@ def test_wrong_images_are_refused():
     [
         ({"image_size": 100}, "`image_size` must be a multiple of 16, got 100"),
         ({"class_token": "end"}, "`class_token` must be 'front', 'middle' or None, got 'end'"),
+        ({"mixer": "attention"}, "Unknown `mixer` 'attention'. Known: convolution, mamba"),
+        (
+            {"mixer": "convolution", "class_token": "front"},
+            "`mixer` must be 'mamba' with a class token, got 'convolution'",
+        ),
         ({"legacy_removal": True}, "`legacy_removal` must be False without a class token"),
         ({"rope": True, "embed_dim": 18}, "`embed_dim` must be divisible by 4 for `rope`, got 18"),
         ({"intermediate": (1, 0)}, r"`intermediate` must be ascending layers from 0 to 1, got"),

@@ -29,7 +29,7 @@ from vimunet.models.unet import (
     channels_last,
     check_image,
 )
-from vimunet.models.vim import PATCH_SIZE, VimEncoder
+from vimunet.models.vim import PATCH_SIZE, Mixer, VimEncoder
 from vimunet.models.vit import ViTEncoder
 
 FEATURES = (512, 256, 128, 64, 64)
@@ -358,6 +358,7 @@ def vim_unet(
     image_size: int | None = None,
     drop_path_rate: float = 0.1,
     features: Sequence[int] = FEATURES,
+    mixer: Mixer = "mamba",
     num_classes: int = 1000,
 ) -> EncoderDecoder:
     """Build a ViM-UNet: bidirectional Mamba encoder, convolutional decoder.
@@ -376,7 +377,7 @@ def vim_unet(
         in_channels: Channels of the image; 1 or 3 for a published variant.
         out_channels: Number of maps.
         embed_dim: Channels of a token: 192 tiny, 384 small, 768 base.
-        depth: Number of Mamba layers.
+        depth: Number of Mamba layers; 0 leaves the tokens unmixed.
         variant: "default", "paper", "torch-em-0.7.5" or "torch-em-0.7.10".
         skip_connections: Join the image and two layers in between (`ImageSkips`) instead of
             upsampling the last layer; ours, only for "default".
@@ -388,6 +389,8 @@ def vim_unet(
         drop_path_rate: Probability of leaving out the last layer in training, less before it.
         features: Channels of the decoder at 1/16, 1/8, 1/4, 1/2 and all of the image's size, the
             last four also those of the stem; the published ones unless "default".
+        mixer: What mixes the tokens: "mamba", or "convolution" at about the same cost (see
+            `VimEncoder`), to tell what the scans are worth; only for "default".
         num_classes: Size of the classification head that published checkpoints carry unused.
 
     Raises:
@@ -423,6 +426,7 @@ def vim_unet(
                 depth,
                 drop_path_rate=drop_path_rate,
                 patch_size=1,
+                mixer=mixer,
             ),
         )
         return StemSkips(stem, embed_dim, in_channels, out_channels, features=features)
@@ -435,6 +439,7 @@ def vim_unet(
             depth,
             drop_path_rate=drop_path_rate,
             intermediate=layers,
+            mixer=mixer,
         )
         network = ImageSkips if skip_connections else EncoderDecoder
         return network(encoder, embed_dim, in_channels, out_channels, features=features)
@@ -442,11 +447,15 @@ def vim_unet(
         raise ValueError(
             f"Unknown `variant` {variant!r}. Known: {', '.join(['default', *GENERATIONS])}."
         )
-    for option, value in (("skip_connections", skip_connections), ("conv_stem", conv_stem)):
-        if value:
+    for option, value, published in (
+        ("skip_connections", skip_connections, False),
+        ("conv_stem", conv_stem, False),
+        ("mixer", mixer, "mamba"),
+    ):
+        if value != published:
             raise ValueError(
-                f"`{option}` must be False for variant={variant!r}, got True. "
-                'Only variant="default" has them.'
+                f"`{option}` must be {published!r} for variant={variant!r}, got {value!r}. "
+                'Only variant="default" has a choice.'
             )
     size = image_size or 1024
     generation = GENERATIONS[variant]

@@ -6,7 +6,7 @@ Axis letters: b images, c channels, y rows, x columns, l tokens.
 """
 
 import math
-from typing import Literal
+from typing import Literal, get_args
 
 import torch
 from torch import Tensor, nn
@@ -16,6 +16,10 @@ from vimunet.models.mamba import BidirectionalMamba, DropPath, RMSNorm
 from vimunet.models.scan import state_dtype
 
 PATCH_SIZE = 16
+Mixer = Literal["mamba", "convolution"]
+KERNEL_SIZE = 13
+"""Side of the kernel of `GatedConvolution`, in tokens."""
+
 _PRETRAINING_GRID = 14  # side of the token grid (224 / 16) in which rotary positions are measured
 
 
@@ -44,6 +48,9 @@ class VimEncoder(nn.Module):
             accumulate from layer to layer.
         class_token: Where a learnt extra token is put: "front", "middle" (before patch l // 2), or
             None for no such token.
+        mixer: What mixes the tokens of a layer: "mamba", two scans (`BidirectionalMamba`), or
+            "convolution", each token and those around it (`GatedConvolution`), at about the same
+            cost: it tells what the scans are worth. Needs a whole grid, so no class token.
         legacy_removal: Take out token 0 instead of the class token at the end. With a class token
             in the middle, the first half of the map then shows its right neighbours' content.
         average: Halve the sum of the two scan directions in each layer.
@@ -86,6 +93,7 @@ class VimEncoder(nn.Module):
         keep_head: int | None = None,
         intermediate: tuple[int, ...] = (),
         patch_size: int = PATCH_SIZE,
+        mixer: Mixer = "mamba",
     ) -> None:
         super().__init__()
         if image_size < patch_size or image_size % patch_size:
@@ -96,6 +104,12 @@ class VimEncoder(nn.Module):
             )
         if legacy_removal and class_token is None:
             raise ValueError("`legacy_removal` must be False without a class token, got True.")
+        if mixer not in get_args(Mixer):
+            raise ValueError(
+                f"Unknown `mixer` {mixer!r}. Known: {', '.join(sorted(get_args(Mixer)))}."
+            )
+        if mixer == "convolution" and class_token is not None:
+            raise ValueError(f"`mixer` must be 'mamba' with a class token, got {mixer!r}.")
         if rope and embed_dim % 4:
             raise ValueError(f"`embed_dim` must be divisible by 4 for `rope`, got {embed_dim}.")
         if list(intermediate) != sorted(set(intermediate) & set(range(depth - 1))):
@@ -122,7 +136,7 @@ class VimEncoder(nn.Module):
         if keep_head is not None:
             self.head = nn.Linear(embed_dim, keep_head).requires_grad_(False)
         self.layers = nn.ModuleList(
-            _Layer(embed_dim, depth, average, drop_path_rate * i / max(depth - 1, 1))
+            _Layer(embed_dim, depth, average, drop_path_rate * i / max(depth - 1, 1), mixer)
             for i in range(depth)
         )
         self.norm_f = RMSNorm(embed_dim)
@@ -155,7 +169,7 @@ class VimEncoder(nn.Module):
         for i, layer in enumerate(self.layers):
             if self.rope is not None:
                 residual = self.rope(residual, self.class_index)
-            normalized, update = layer(residual)
+            normalized, update = layer(residual, width)
             if i - 1 in self.intermediate:
                 maps.append(self._fold(normalized, height, width))
             residual = residual + update
@@ -197,21 +211,79 @@ class VimEncoder(nn.Module):
         return tokens.transpose(1, 2).unflatten(2, (height, width)).contiguous()
 
 
+class GatedConvolution(nn.Module):
+    """Mix each token with those around it: a Mamba layer whose scans are a convolution of the grid.
+
+        signal, gate = in_proj(tokens)
+        output = out_proj(silu(conv(signal)) * silu(gate))      conv: each channel by itself
+
+    Projections, gate and inner channels are those of `BidirectionalMamba`; what is taken out is the
+    state, and with it all that is farther away than the kernel reaches.
+
+    Args:
+        d_model: Channels of the tokens.
+        kernel_size: Side of the kernel, in tokens; odd.
+        expand: Inner channels per channel of the tokens.
+
+    Source:
+        Yu & Wang 2024, "MambaOut", https://arxiv.org/abs/2405.07992, the gated CNN block, which
+        asks the same question. Deviations: all inner channels are convolved, not a part of them,
+        and the SiLU is where Mamba has it, behind the convolution too, instead of a GELU.
+    """
+
+    def __init__(self, d_model: int, kernel_size: int = KERNEL_SIZE, expand: int = 2) -> None:
+        super().__init__()
+        d_inner = expand * d_model
+        self.in_proj = nn.Linear(d_model, 2 * d_inner, bias=False)
+        self.conv2d = nn.Conv2d(
+            d_inner, d_inner, kernel_size, padding=kernel_size // 2, groups=d_inner
+        )
+        self.out_proj = nn.Linear(d_inner, d_model, bias=False)
+
+    def forward(self, tokens: Tensor, columns: int) -> Tensor:
+        """Mix the tokens.
+
+        Args:
+            tokens: (b, l, d_model) tokens of a grid, row by row.
+            columns: Columns of the grid, in tokens; l is a multiple of it.
+
+        Returns:
+            (b, l, d_model) mixed tokens.
+        """
+        signal, gate = self.in_proj(tokens).chunk(2, dim=-1)
+        grid = signal.unflatten(1, (-1, columns)).movedim(-1, 1)  # channels-last in memory
+        mixed = functional.silu(self.conv2d(grid)).movedim(1, -1).flatten(1, 2)
+        return self.out_proj(mixed * functional.silu(gate))
+
+
 class _Layer(nn.Module):
     """One layer: norm, mixer, stochastic depth."""
 
-    def __init__(self, embed_dim: int, depth: int, average: bool, drop_path_rate: float) -> None:
+    def __init__(
+        self, embed_dim: int, depth: int, average: bool, drop_path_rate: float, mixer: Mixer
+    ) -> None:
         super().__init__()
-        self.mixer = BidirectionalMamba(embed_dim, average=average)
+        self.folded = mixer == "convolution"
+        self.mixer: nn.Module = (
+            GatedConvolution(embed_dim)
+            if self.folded
+            else BidirectionalMamba(embed_dim, average=average)
+        )
         self.norm = RMSNorm(embed_dim)
         self.drop_path = DropPath(drop_path_rate)
         with torch.no_grad():  # the sum over all layers then starts with the spread of one
-            self.mixer.out_proj.weight /= math.sqrt(depth)
+            self.mixer.out_proj.weight /= math.sqrt(depth)  # type: ignore[union-attr, operator]
 
-    def forward(self, residual: Tensor) -> tuple[Tensor, Tensor]:
-        """Return the normalised residual and what to add to the residual, all (b, l, embed_dim)."""
+    def forward(self, residual: Tensor, columns: int) -> tuple[Tensor, Tensor]:
+        """Return the normalised residual and what to add to the residual, all (b, l, embed_dim).
+
+        Args:
+            residual: (b, l, embed_dim).
+            columns: Columns of the grid of tokens.
+        """
         normalized = self.norm(residual)
-        return normalized, self.drop_path(self.mixer(normalized))
+        grid = (columns,) if self.folded else ()
+        return normalized, self.drop_path(self.mixer(normalized, *grid))
 
 
 class _PatchEmbedding(nn.Module):
