@@ -4,6 +4,8 @@ import hashlib
 from pathlib import Path
 from typing import Literal
 
+import numpy as np
+
 from vimunet.data import Sample
 from vimunet.data.folder import find_pairs
 
@@ -27,6 +29,11 @@ def nuclei(root: Path, split: Split) -> list[Sample]:
         for sample in find_pairs(root / "images", root / "labels")
         if parts.get(_tenth(sample.name), "train") == split
     ]
+
+
+def kind_of(image: np.ndarray) -> str:
+    """Tell fluorescence, which has a dark background, from transmitted light."""
+    return "fluorescence" if np.median(image) < 128 else "transmitted light"
 
 
 def _tenth(name: str) -> int:
