@@ -7,7 +7,7 @@ READY = $(VENV)/.ready
 BENCH = .venv-bench
 NNUNET = .venv-nnunet
 PEERS = torch-em==0.10.9 mambapy==1.2.0
-BENCHMARKS = start scan networks models road training_step growth comparison
+BENCHMARKS = start scan networks models road training_step growth comparison corrections
 
 # Runs the command in the shell's arguments, on a virtual screen if there is no other.
 ON_SCREEN = if [ -z "$$DISPLAY" ] && command -v xvfb-run >/dev/null; \

@@ -17,8 +17,8 @@ import torch
 from benchmarks import measure
 from vimunet import TrainedModel, predict
 from vimunet.models import build_model
-from vimunet.prediction import tile_slices
-from vimunet.representation import Boundaries
+from vimunet.representations.boundaries import Boundaries
+from vimunet.segmentation.tiling import tile_slices
 
 SIZES = [512, 1024, 2048, 4096, 8192]
 HALO = 64

@@ -18,19 +18,23 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import FlopCounterMode, flop_registry, sdpa_flop_count
 
-from vimunet.files import replacing
+from vimunet.io.atomic import replacing
 from vimunet.models.scan import active_backend
 
 ROOT = Path(__file__).resolve().parents[1]
 RESULTS = ROOT / "benchmarks" / "results"
-PRECISIONS = {"float32": torch.float32, "bf16": torch.bfloat16}
+Precision = Literal["float32", "bfloat16"]
+PRECISIONS: dict[Precision, torch.dtype] = {
+    "float32": torch.float32,
+    "bfloat16": torch.bfloat16,
+}
 
 _SHORTEST = 0.02  # seconds: what takes less is called several times in a row
 _LONGEST = 60.0  # seconds: what has taken more in all has no further turn
@@ -151,7 +155,7 @@ class _Watcher(TorchDispatchMode):
         return func(*args, **(kwargs or {}))
 
 
-def machine_rates(precision: str, repeats: int, shrink: int = 1) -> Work:
+def machine_rates(precision: Precision, repeats: int, shrink: int = 1) -> Work:
     """Measure the GFLOP/s of large channels-last convolutions and matrix products, the best ones.
 
     Args:

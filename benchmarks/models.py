@@ -7,6 +7,7 @@ beside our scan on one thread; it would gain nothing from more.
 """
 
 from argparse import Namespace
+from collections.abc import Callable
 from functools import partial
 
 import torch
@@ -41,11 +42,11 @@ def time_model(
     name: str, network: nn.Module, image: torch.Tensor, options: Namespace
 ) -> dict[str, object]:
     """Give the shortest seconds of each way to run a network; "" where there is none."""
-    calls = {
+    calls: dict[str, Callable[[], torch.Tensor]] = {
         precision: partial(predict, network, image, dtype)
         for precision, dtype in measure.PRECISIONS.items()
     }
-    one_thread = {"one_thread": calls["float32"]}
+    one_thread: dict[str, Callable[[], torch.Tensor]] = {"one_thread": calls["float32"]}
     if name in LOOP:
         one_thread["one_thread_loop"] = partial(by_loop, calls["float32"])
     with memory_kept():

@@ -15,7 +15,7 @@ Everything runs in one process with one number of threads:
 """
 
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
@@ -76,12 +76,14 @@ def main() -> None:
     )
 
 
-def measure_rates(repeats: int, shrink: int) -> dict[str, measure.Work]:
+def measure_rates(repeats: int, shrink: int) -> dict[measure.Precision, measure.Work]:
     """Measure the limits of the machine in each precision, in GFLOP/s."""
     return {name: measure.machine_rates(name, repeats, shrink) for name in measure.PRECISIONS}
 
 
-def add_limits(rows: list[dict[str, Any]], rates: dict[str, measure.Work]) -> list[dict[str, Any]]:
+def add_limits(
+    rows: list[dict[str, Any]], rates: Mapping[measure.Precision, measure.Work]
+) -> list[dict[str, Any]]:
     """Add to each row the time at the limit of the machine, and how much of it is reached."""
     limited = []
     for row in rows:
@@ -135,7 +137,7 @@ def build_networks(names: list[str], size: int) -> tuple[dict[str, nn.Module], d
         The networks by name, in eval mode; and for ours with torch-em's weights, the largest
         difference to torch-em's logits in float32.
     """
-    networks = {
+    networks: dict[str, nn.Module] = {
         name: build_model(name, **({"image_size": size} if name in PLANNED else {})).eval()
         for name in names
     }

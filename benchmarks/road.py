@@ -21,12 +21,13 @@ import numpy as np
 import tifffile
 import torch
 
-import vimunet
 from benchmarks import measure
 from vimunet import TrainedModel, load_model, predict
-from vimunet.data.folder import find_pairs, read_image
+from vimunet.datasets import samples
+from vimunet.io.formats import read_image
+from vimunet.io.pairs import find_pairs
 from vimunet.models import build_model
-from vimunet.representation import Boundaries
+from vimunet.representations.boundaries import Boundaries
 
 STEPS = ("read", "predict", "decode", "write")
 KINDS: dict[str, tuple[tuple[int, int], bool, tuple[str, str], str]] = {
@@ -43,7 +44,7 @@ KINDS: dict[str, tuple[tuple[int, int], bool, tuple[str, str], str]] = {
         "neurites",
     ),
 }
-"""Size, whether there is a foreground map, folders in --data, and folder of samples instead."""
+"""Size, whether there is a foreground map, folders in --data, and kind of samples instead."""
 
 
 def main() -> None:
@@ -92,16 +93,12 @@ def main() -> None:
 
 def load_pair(kind: str, data: Path, size: tuple[int, int]) -> tuple[np.ndarray, np.ndarray, str]:
     """Return an image, its labels, and where they come from, repeated or cut to `size`."""
-    _, _, (images, labels), sample = KINDS[kind]
-    source = "data set"
-    if not (data / images).is_dir():
-        data, source = (
-            Path(vimunet.__file__).parent / "data" / "samples" / sample / "test",
-            "samples",
-        )
-        images, labels = "images", "labels"
-    image, annotated = find_pairs(data / images, data / labels)[0].read()
-    assert annotated is not None  # `find_pairs` only makes samples with labels
+    _, _, (images, labels), kind_of_sample = KINDS[kind]
+    found = (data / images).is_dir()
+    pairs = find_pairs(data / images, data / labels) if found else samples(kind_of_sample)
+    source = "data set" if found else "samples"
+    image, annotated = pairs[0].read()
+    assert annotated is not None  # both only make samples with labels
     return _fit(image, size), _fit(annotated, size), source
 
 

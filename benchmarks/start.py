@@ -13,8 +13,7 @@ from benchmarks import measure
 
 _SEGMENT = """
 import numpy, vimunet
-from vimunet.representation import Boundaries
-model = vimunet.TrainedModel(vimunet.build_model("vim_n"), Boundaries())
+model = vimunet.TrainedModel(vimunet.build_model("vim_n"), vimunet.Boundaries())
 vimunet.segment(numpy.eye(256), model)
 """
 COMMANDS = {

@@ -18,13 +18,13 @@ from typing import Any
 import numpy as np
 import torch
 
-import vimunet
 from benchmarks import measure
-from vimunet.data import Sample
-from vimunet.data.folder import find_pairs
+from vimunet.datasets import samples
+from vimunet.io.pairs import Sample
 from vimunet.models import build_model
-from vimunet.representation import Boundaries
-from vimunet.training import TrainConfig, train
+from vimunet.representations.boundaries import Boundaries
+from vimunet.training.config import TrainConfig
+from vimunet.training.loop import train
 
 NETWORKS: dict[str, dict[str, Any]] = {
     "vim_t": {"name": "vim_t"},
@@ -69,7 +69,7 @@ def main() -> None:
 
 
 def train_some(
-    network: dict[str, Any], precision: str, crop_size: int, steps: int, threads: int
+    network: dict[str, Any], precision: measure.Precision, crop_size: int, steps: int, threads: int
 ) -> dict[str, float]:
     """Train for some steps.
 
@@ -86,7 +86,7 @@ def train_some(
     """
     torch.set_num_threads(threads)
     torch.manual_seed(0)
-    samples = tiled_samples(crop_size)
+    tiled = tiled_samples(crop_size)
     with tempfile.TemporaryDirectory() as folder:
         config = TrainConfig(
             output=Path(folder) / "run",
@@ -98,7 +98,7 @@ def train_some(
             val_crops=1,
             val_images=0,
         )
-        train(build_model(**network), Boundaries(), samples, samples[:1], config)
+        train(build_model(**network), Boundaries(), tiled, tiled[:1], config)
         with (Path(folder) / "run" / "log.csv").open() as file:
             log = list(csv.DictReader(file))
     # The first step waits for the workers to start, the last one validates.
@@ -115,11 +115,7 @@ def train_some(
 
 def tiled_samples(side: int) -> list[Sample]:
     """Read the phase-contrast samples and repeat them to at least `side` + 1 pixels."""
-    folder = Path(vimunet.__file__).parent / "data" / "samples" / "phase" / "train"
-    return [
-        Sample(sample.name, _Tiled(sample, side + 1))
-        for sample in find_pairs(folder / "images", folder / "labels")
-    ]
+    return [Sample(sample.name, _Tiled(sample, side + 1)) for sample in samples("phase", "train")]
 
 
 class _Tiled:

@@ -9,28 +9,24 @@ annotated images in two minutes. Scores are the segmentation accuracy at an over
 """
 
 import argparse
-import csv
-import shutil
-import time
+from collections.abc import Sequence
 from pathlib import Path
 
 import imagecodecs
 import numpy as np
 import tifffile
+from keep import read_rows
 from matplotlib.figure import Figure
 from PIL import Image
+from tqdm import tqdm
 
 import vimunet
-from vimunet import TrainedModel
-from vimunet.data import Sample
-from vimunet.data.folder import find_pairs
-from vimunet.evaluation import evaluate, mean_segmentation_accuracy
-from vimunet.models.compiled import bfloat16_is_fast
 from vimunet.overlay import draw_overlay
-from vimunet.training import TrainConfig, train
+from vimunet.scores.objects import mean_segmentation_accuracy
+from vimunet.training.fine_tuning import Step
+from vimunet.training.scoring import segment_samples
 
 _SIDE = 360
-SAMPLES = Path(vimunet.__file__).parent / "data" / "samples"
 
 
 def main() -> None:
@@ -41,77 +37,62 @@ def main() -> None:
 
     for name, purpose in vimunet.embedded_models().items():
         print(f"\n`{name}`: {purpose}")
-        score(vimunet.load_model(name), samples(name, "test"), options.output / name)
-
+        score(vimunet.load_model(name), vimunet.samples(name), options.output / name)
     draw_models(options.output)
 
     student, kind = "nuclei", "phase"
-    lessons = samples(kind, "train")
+    lessons = vimunet.samples(kind, "train")
     print(f"\n`{student}` learns from {len(lessons) - 1} images of `{kind}`")
     model = vimunet.load_model(student)
-    before = score(model, samples(kind, "test"), options.output / "before_learning")
-    run = options.output / "learning"
-    if (run / "config.json").exists():
-        shutil.rmtree(run)  # of the demo before
-    config = TrainConfig(
-        output=run,
-        iterations=240,
-        max_minutes=options.minutes,
-        crop_size=256,
-        batch_size=2,
-        lr=5e-4,
-        optimizer="adamw",
-        schedule="cosine",
-        precision="bf16" if bfloat16_is_fast() else "float32",
-        validation_interval=240,
-        val_crops=4,
-        rotations=True,
-        training_data=f"vimunet samples: {kind}, after {student}",
-    )
-    best = train(model.network, model.representation, lessons[:-1], lessons[-1:], config)
-    after = score(
-        vimunet.load_model(best), samples(kind, "test"), options.output / "after_learning"
-    )
+    before = score(model, vimunet.samples(kind), options.output / "before_learning")
+    with tqdm(desc="learning", unit=" steps", disable=None) as bar:
+
+        def show(step: Step) -> None:
+            bar.update()
+            bar.set_postfix_str(f"{step.phase}, {step.seconds_left:.0f} s left")
+
+        learnt = vimunet.fine_tune(
+            model, lessons, options.output / "learning", options.minutes, show, name=kind
+        )
+    taught = vimunet.load_model(learnt.path)
+    after = score(taught, vimunet.samples(kind), options.output / "after_learning")
     print(f"\nmSA on images of `{kind}`: {before:.3f} before learning, {after:.3f} after")
-    draw_loss(run / "log.csv", options.output / "loss.png")
+    log = learnt.path.with_name(f"{learnt.path.stem}_training") / "log.csv"
+    draw_loss([float(row["loss"]) for row in read_rows(log)], options.output / "loss.png")
     print(
         f"\nTo look at, in {options.output}: models.png, */labels/*.tif, */overlays/*.png (found "
-        f"on the left, annotated on the right), loss.png, and {best.relative_to(options.output)}"
+        "on the left, annotated on the right), loss.png, and "
+        f"{learnt.path.relative_to(options.output)}"
     )
 
 
-def samples(kind: str, split: str) -> list[Sample]:
-    """List shipped images: "train", or "test" for those that no shipped model has seen."""
-    return find_pairs(SAMPLES / kind / split / "images", SAMPLES / kind / split / "labels")
-
-
-def score(model: TrainedModel, images: list[Sample], output: Path) -> float:
+def score(model: vimunet.TrainedModel, images: list[vimunet.Sample], output: Path) -> float:
     """Segment images, write labels and overlays, print the scores and return the mean mSA."""
     for folder in ("labels", "overlays"):
         (output / folder).mkdir(parents=True, exist_ok=True)
-    labelled_only = not model.representation.has_background
+    representation = model.representation
     columns = f"{'objects':>8}{'annotated':>11}{'seconds':>9}{'SA50':>8}{'mSA':>8}{'ceiling':>9}"
     print(f"{'image':<16}{columns}")
     rows = []
-    for sample in images:
-        image, annotated = sample.read()
-        assert annotated is not None  # `find_pairs` only makes samples with labels
-        started = time.perf_counter()
-        labels = vimunet.segment(image, model)
-        seconds = time.perf_counter() - started
-        perfect = model.representation.decode(model.representation.encode(annotated))
-        scores = evaluate(labels, annotated, labelled_pixels_only=labelled_only)
-        ceiling = mean_segmentation_accuracy(perfect, annotated, labelled_pixels_only=labelled_only)
-        rows.append((scores["SA50"], scores["mSA"], ceiling))
+    for image in segment_samples(model, images):
+        ceiling = mean_segmentation_accuracy(
+            representation.decode(representation.encode(image.labels)),
+            image.labels,
+            labelled_pixels_only=not representation.has_background,
+        )
+        rows.append((image.scores["SA50"], image.scores["mSA"], ceiling))
+        annotated = len(np.unique(image.labels)) - 1
         print(
-            f"{sample.name:<16}{labels.max():>8}{len(np.unique(annotated)) - 1:>11}{seconds:>9.2f}"
+            f"{image.name:<16}{image.found.max():>8}{annotated:>11}{image.seconds:>9.2f}"
             "{:>8.3f}{:>8.3f}{:>9.3f}".format(*rows[-1])
         )
         tifffile.imwrite(
-            output / "labels" / f"{sample.name}.tif", labels.astype(np.uint16), compression="zlib"
+            output / "labels" / f"{image.name}.tif",
+            image.found.astype(np.uint16),
+            compression="zlib",
         )
-        pair = [draw_overlay(image, found) for found in (labels, annotated)]
-        (output / "overlays" / f"{sample.name}.png").write_bytes(
+        pair = [draw_overlay(image.image, labels) for labels in (image.found, image.labels)]
+        (output / "overlays" / f"{image.name}.png").write_bytes(
             imagecodecs.png_encode(np.concatenate(pair, axis=1))
         )
     means = np.mean(rows, axis=0)
@@ -131,10 +112,8 @@ def draw_models(output: Path) -> None:
     (output / "models.png").write_bytes(imagecodecs.png_encode(row))
 
 
-def draw_loss(log: Path, picture: Path) -> None:
+def draw_loss(loss: Sequence[float], picture: Path) -> None:
     """Plot the loss of each iteration and its running mean."""
-    with log.open() as file:
-        loss = np.array([float(row["loss"]) for row in csv.DictReader(file)])
     window = max(1, min(20, len(loss) // 4))
     figure = Figure(figsize=(6, 3.5), layout="constrained")
     axes = figure.subplots()

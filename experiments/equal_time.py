@@ -15,15 +15,12 @@ import argparse
 import fcntl
 import shutil
 import statistics
-import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 from typing import Any
-
-sys.path.insert(0, str(Path(__file__).resolve().parent))
 
 import numpy as np
 import torch
@@ -32,29 +29,26 @@ from equal_time_plan import (
     ENTRANTS,
     MINUTES,
     RECIPE,
-    RESULTS,
     SECONDS,
     Run,
     is_done,
     planned,
-    read_rows,
 )
 from equal_time_report import report
-from report import predict_samples
+from keep import RESULTS, read_rows
 from torch import nn
 
-from vimunet.checkpoint import TrainedModel, load_model
-from vimunet.evaluation import (
-    confidence_interval,
-    mean_segmentation_accuracy,
-    tune_thresholds,
-    write_rows,
-)
-from vimunet.losses import loss_for
+from vimunet.io.tables import write_rows
 from vimunet.models.compiled import memory_kept
-from vimunet.prediction import predict
-from vimunet.representation import Boundaries
-from vimunet.training import TrainConfig, train
+from vimunet.representations import Boundaries
+from vimunet.scores.objects import mean_segmentation_accuracy
+from vimunet.scores.statistics import confidence_interval
+from vimunet.segmentation.model_file import TrainedModel, load_model
+from vimunet.segmentation.predict import predict
+from vimunet.training.config import TrainConfig
+from vimunet.training.loop import train
+from vimunet.training.scoring import predict_samples
+from vimunet.training.tuning import tune_thresholds
 
 ROUNDS = 5
 """In each of them every network is timed, so that a slower minute is slower for all."""
@@ -120,11 +114,10 @@ def step_of(network: nn.Module, maps: Boundaries) -> Callable[[], None]:
     side = RECIPE["crop_size"]
     images = torch.randn(RECIPE["batch_size"], 1, side, side)
     targets = torch.rand_like(images).round()
-    loss = loss_for(maps)
 
     def step() -> None:
         optimizer.zero_grad()
-        loss(network(images), targets).backward()
+        maps.loss(network(images), targets).backward()
         optimizer.step()
 
     return step
@@ -185,7 +178,7 @@ def make(run: Run, root: Path, folder: Path, iterations: int) -> None:
         min_objects=data.min_objects,
         resume=resume,
         validation_interval=max(1, iterations // 10),  # also that of saving
-        training_data=f"{data.title}, {data.splits}",
+        training_data=f"{data.title}, {data.source}",
         licence="made to compare networks, not to be used",
         **RECIPE,
     )
@@ -210,19 +203,22 @@ def score(run: Run, root: Path, folder: Path) -> None:
     """
     data, model = DATA[run.data], load_model(folder / "last.safetensors")
     only = not data.representation.has_background
-    _, maps, labels, _ = predict_samples(model, data.read(root, "val"), "val")
-    tuned, val, _ = tune_thresholds(data.representation, maps, labels, labelled_pixels_only=only)
-    samples = data.read(root, "test")
-    images, maps, labels, _ = predict_samples(model, samples, "test")
-    found = [tuned.decode(of_image) for of_image in maps]
+    val_images = list(predict_samples(model, data.read(root, "val"), title="val"))
+    tuned, val, _ = tune_thresholds(
+        data.representation,
+        [image.maps for image in val_images],
+        [image.labels for image in val_images],
+        labelled_pixels_only=only,
+    )
+    images = list(predict_samples(model, data.read(root, "test"), title="test"))
     scores = [
-        mean_segmentation_accuracy(labels_found, truth, labelled_pixels_only=only)
-        for labels_found, truth in zip(found, labels, strict=True)
+        mean_segmentation_accuracy(image.decoded(tuned), image.labels, labelled_pixels_only=only)
+        for image in images
     ]
     key = {"data": run.data, "entrant": run.entrant, "seed": run.seed}
     rows = [
-        {**key, "image": sample.name, "kind": data.kind_of(image), "mSA": f"{score:.5f}"}
-        for sample, image, score in zip(samples, images, scores, strict=True)
+        {**key, "image": image.name, "kind": data.kind_of(image.image), "mSA": f"{score:.5f}"}
+        for image, score in zip(images, scores, strict=True)
     ]
     write_rows(folder / "images.csv", rows)
     low, high = confidence_interval(data.units(scores))

@@ -4,22 +4,20 @@
 what came out.
 """
 
-import csv
-import runpy
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from keep import read_rows
 from torch import nn
 
-from vimunet.data import Sample
+from vimunet.datasets.splits import DATASETS, Split
+from vimunet.io.pairs import Sample
 from vimunet.models import build_model
-from vimunet.representation import Boundaries, Distances
+from vimunet.representations import Boundaries, Distances
 
-HERE = Path(__file__).resolve().parent
-RESULTS = HERE / "results"
 SECONDS = "equal_time_seconds.csv"
 
 KEY = ("data", "entrant", "seed")
@@ -91,8 +89,7 @@ class DataSet:
 
     Attributes:
         title: In the report.
-        splits: Folder of the experiment whose `splits.py` reads them.
-        reader: Its function.
+        source: A key of `DATASETS`.
         folder: Folder below that of all data.
         representation: What a network learns, with the default thresholds.
         min_objects: Fewest labels in a crop, see `RandomCrops`.
@@ -100,23 +97,20 @@ class DataSet:
     """
 
     title: str
-    splits: str
-    reader: str
+    source: str
     folder: str
     representation: Boundaries | Distances
     min_objects: int = 0
     block: int = 1
 
-    def read(self, root: Path, split: str) -> list[Sample]:
+    def read(self, root: Path, split: Split) -> list[Sample]:
         """Read a split, "train", "val" or "test"."""
-        reader = runpy.run_path(str(HERE / self.splits / "splits.py"))[self.reader]
-        return reader(root / self.folder, split)
+        return DATASETS[self.source].read(root / self.folder, split)
 
     def kind_of(self, image: np.ndarray) -> str:
         """Name the kind of a test image, where there are several."""
-        if self.splits != "nuclei":
-            return ""
-        return runpy.run_path(str(HERE / self.splits / "splits.py"))["kind_of"](image)
+        kind_of = DATASETS[self.source].kind_of
+        return "" if kind_of is None else kind_of(image)
 
     def units(self, scores: Sequence[float]) -> np.ndarray:
         """Average the scores of neighbouring test images: what is independent of each other."""
@@ -125,12 +119,12 @@ class DataSet:
 
 DATA = {
     "em": DataSet(
-        *("Neurites, EM", "cremi", "stand_in", "", Boundaries(foreground=False)),
+        *("Neurites, EM", "cremi_sample", "", Boundaries(foreground=False)),
         min_objects=2,
         block=5,
     ),
-    "phase": DataSet("Cells, phase contrast", "livecell", "stand_in", "", Distances()),
-    "nuclei": DataSet("Nuclei", "nuclei", "nuclei", "dsb2018_fixed", Boundaries()),
+    "phase": DataSet("Cells, phase contrast", "livecell_sample", "", Distances()),
+    "nuclei": DataSet("Nuclei", "nuclei", "dsb2018_fixed", Boundaries()),
 }
 
 
@@ -195,9 +189,3 @@ def validation_score(folder: Path) -> float:
 def run_of(row: Mapping[str, str]) -> Run:
     """Tell which run a row belongs to."""
     return Run(row["data"], row["entrant"], int(row["seed"]))
-
-
-def read_rows(file: Path) -> list[dict[str, str]]:
-    """Read a table."""
-    with file.open(newline="", encoding="utf-8") as opened:
-        return list(csv.DictReader(opened))

@@ -6,12 +6,14 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
-from equal_time_plan import DATA, ENTRANTS, KEY, SECONDS, SEEDS, Run, read_rows, run_of
+from equal_time_plan import DATA, ENTRANTS, KEY, SECONDS, SEEDS, Run, run_of
+from keep import read_rows
 
 from vimunet.comparison.scoring import sign_flip_test
 from vimunet.comparison.sentences import interval_text, p_text, score_text
-from vimunet.evaluation import confidence_interval, write_rows
-from vimunet.files import replacing
+from vimunet.io.atomic import replacing
+from vimunet.io.tables import write_rows
+from vimunet.scores.statistics import confidence_interval
 
 RUNS, IMAGES, REGISTRATION = "equal_time_runs.csv", "equal_time_images.csv", "equal_time.md"
 LEVEL = 0.05
@@ -56,7 +58,7 @@ def costs(timed: Mapping[str, str], row: Mapping[str, str]) -> dict[str, str]:
 
 def add_rows(file: Path, groups: Iterable[list[dict[str, str]]]) -> None:
     """Add rows to a table, in place of those of the same run, in the order of the data sets."""
-    kept = read_rows(file) if file.exists() else []
+    kept = read_rows(file)
     rows = {run: list(of_run) for run, of_run in itertools.groupby(kept, run_of)}
     rows |= {run_of(group[0]): group for group in groups}
     ordered = sorted(rows, key=lambda run: (list(DATA).index(run.data), run.seed, run.entrant))
@@ -77,11 +79,10 @@ class Table:
     """
 
     def __init__(self, results: Path):
-        exists = (results / RUNS).exists()
-        self.runs = {run_of(row): row for row in read_rows(results / RUNS)} if exists else {}
+        self.runs = {run_of(row): row for row in read_rows(results / RUNS)}
         self.images: dict[Run, dict[str, float]] = {run: {} for run in self.runs}
         self.kinds: dict[tuple[str, str], str] = {}
-        for row in read_rows(results / IMAGES) if exists else []:
+        for row in read_rows(results / IMAGES):
             self.images[run_of(row)][row["image"]] = float(row["mSA"])
             self.kinds[row["data"], row["image"]] = row["kind"]
 

@@ -4,13 +4,13 @@ python experiments/learning_curve.py runs/nuclei runs/nuclei_2 --output learning
 """
 
 import argparse
-import csv
 from pathlib import Path
 
 import numpy as np
+from keep import read_rows
 from matplotlib.figure import Figure
 
-from vimunet.files import replacing
+from vimunet.io.atomic import replacing
 
 _WINDOW = 50
 
@@ -30,8 +30,7 @@ def draw(runs: list[Path]) -> Figure:
     losses, scores = figure.subplots(1, 2)
     start = 0
     for run in runs:
-        with (run / "log.csv").open() as file:
-            rows = list(csv.DictReader(file))
+        rows = read_rows(run / "log.csv")
         iterations = start + np.array([int(row["iteration"]) for row in rows])
         loss = np.array([float(row["loss"]) for row in rows])
         window = min(_WINDOW, len(loss))

@@ -1,7 +1,7 @@
 """What corrections are worth: fine-tune a model on a few images for minutes, score others.
 
 Takes images at random from a folder with annotations, pretends that they were corrected by hand,
-retrains as the napari plugin does, and scores images that took no part.
+fine-tunes as the napari plugin does, and scores images that took no part.
 
     python experiments/retraining.py nuclei --images DIR --labels DIR --output retrained.json
 """
@@ -14,14 +14,11 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from napari_vimunet.retraining import Step, retrain, score_image
-from napari_vimunet.training_set import TrainingSet
 
 import vimunet
-from vimunet.data import Sample
-from vimunet.data.folder import find_pairs
-from vimunet.files import replacing
-from vimunet.training_files import code_commit
+from vimunet.io.tables import write_json
+from vimunet.training.fine_tuning import Step, score_image
+from vimunet.training.run_folder import code_commit
 
 
 def main() -> None:
@@ -40,37 +37,25 @@ def main() -> None:
     torch.set_num_threads(options.threads)
 
     model = vimunet.load_model(options.model)
-    samples = find_pairs(options.images, options.labels)
+    samples = vimunet.find_pairs(options.images, options.labels)
     order = np.random.default_rng(options.seed).permutation(len(samples))
     chosen = [samples[i] for i in order[: options.corrected + options.others]]
     corrected, others = chosen[: options.corrected], chosen[options.corrected :]
-
-    def scores(scored: vimunet.TrainedModel) -> dict[str, float]:
-        return {sample.name: score(scored, sample) for sample in others}
-
-    losses = []
+    losses: list[float] = []
 
     def note(step: Step) -> None:
         if step.loss is not None:
             losses.append(step.loss)
 
-    before = scores(model)
+    before = scores(model, others)
     with tempfile.TemporaryDirectory() as folder:
-        training_set = TrainingSet(Path(folder) / "corrected")
-        for sample in corrected:
-            training_set.add(sample.name, *sample.read())
         started, cpu_started = time.perf_counter(), time.process_time()
-        result = retrain(
-            model,
-            training_set.folder,
-            folder,
-            options.minutes,
-            note,
-            **options.settings,
+        result = vimunet.fine_tune(
+            model, corrected, folder, options.minutes, note, **options.settings
         )
         seconds = time.perf_counter() - started
         cpu_seconds = time.process_time() - cpu_started
-        after = scores(vimunet.load_model(result.path))
+        after = scores(vimunet.load_model(result.path), others)
     record = {
         "before": float(np.mean(list(before.values()))),
         "after": float(np.mean(list(after.values()))),
@@ -86,15 +71,18 @@ def main() -> None:
         "options": {k: v for k, v in vars(options).items() if not isinstance(v, Path)},
         "commit": code_commit(),
     }
-    with replacing(options.output) as temporary:
-        temporary.write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
+    write_json(options.output, record)
     print(f"mSA of {len(others)} other images: {record['before']:.3f} -> {record['after']:.3f}")
 
 
-def score(model: vimunet.TrainedModel, sample: Sample) -> float:
-    image, labels = sample.read()
-    assert labels is not None
-    return score_image(model, image, labels)
+def scores(model: vimunet.TrainedModel, samples: list[vimunet.Sample]) -> dict[str, float]:
+    """Score each sample."""
+    found = {}
+    for sample in samples:
+        image, labels = sample.read()
+        assert labels is not None  # `find_pairs` only makes samples with labels
+        found[sample.name] = score_image(model, image, labels)
+    return found
 
 
 if __name__ == "__main__":

@@ -7,22 +7,21 @@ changed it, and segmented as it then is. Labels change only with the scale.
 """
 
 import argparse
-import sys
 from collections.abc import Callable
-from importlib import import_module
 from pathlib import Path
 
 import numpy as np
+from keep import put_rows
 from matplotlib.figure import Figure
 from scipy.ndimage import gaussian_filter
 from tqdm import tqdm
 
-from vimunet.checkpoint import TrainedModel, load_model
-from vimunet.data import Sample
-from vimunet.data.augmentation import resize
-from vimunet.evaluation import evaluate
-from vimunet.files import replacing
-from vimunet.prediction import segment
+from vimunet.datasets.splits import DATASETS, find_dataset
+from vimunet.io.atomic import replacing
+from vimunet.io.pairs import Sample
+from vimunet.segmentation.model_file import TrainedModel, load_model
+from vimunet.training.augmentation import resize
+from vimunet.training.scoring import segment_samples
 
 Change = Callable[[np.ndarray, np.ndarray, float], tuple[np.ndarray, np.ndarray]]
 
@@ -97,39 +96,50 @@ def main() -> None:
     flags = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     flags.add_argument("name", choices=("nuclei", "phase", "neurites"), help="whose test images")
     flags.add_argument("--model", help="name or model file; default: the shipped one of that name")
-    flags.add_argument("--data", type=Path, required=True, help="folder with the data set")
-    flags.add_argument("--output", type=Path, required=True, help="folder for table and plot")
+    flags.add_argument("--data", type=Path, help="folder of the data set (default: data/NAME)")
+    flags.add_argument(
+        "--output", type=Path, required=True, help="gets robustness.csv, with a row per strength"
+    )
     options = flags.parse_args()
-    sys.path.insert(0, str(Path(__file__).resolve().parent / options.name))
-    samples = getattr(import_module("splits"), options.name)(options.data, "test")
-    curves = measure(load_model(options.model or options.name), samples)
-    with replacing(options.output / "robustness.csv") as temporary:
-        rows = [f"{name},{x:g},{y:.4f}" for name, curve in curves.items() for x, y in curve.items()]
-        temporary.write_text("\n".join(["change,strength,mSA", *rows]) + "\n")
-    draw(curves, options.output / "robustness.png")
+    name = options.model or options.name
+    samples = DATASETS[options.name].read(find_dataset(options.name, options.data), "test")
+    curves = measure(load_model(name), samples)
+    rows = [
+        {"model": name, "change": change, "strength": strength, "mSA": f"{score:.4f}"}
+        for change, curve in curves.items()
+        for strength, score in curve.items()
+    ]
+    put_rows(options.output / "robustness.csv", rows, key=("model",))
+    draw(curves, options.output / f"robustness_{options.name}.png")
 
 
 def measure(model: TrainedModel, samples: list[Sample]) -> dict[str, dict[float, float]]:
-    """Give the mean mSA over the samples for each change and strength."""
-    labelled_pixels_only = not model.representation.has_background
-    changes = {
-        name: change
-        for name, change in CHANGES.items()
+    """Give the mean score over the samples for each change and strength."""
+    cases = [
+        (name, change, strength)
+        for name, (change, strengths) in CHANGES.items()
+        for strength in strengths
         if name != "empty field" or model.representation.has_background
-    }
-    curves: dict[str, dict[float, float]] = {name: {} for name in changes}
-    cases = [(name, change, x) for name, (change, strengths) in changes.items() for x in strengths]
+    ]
+    curves: dict[str, dict[float, float]] = {}
     for name, change, strength in tqdm(cases, disable=None):
-        scores = []
-        for sample in samples:
-            image, annotated = sample.read()
-            assert annotated is not None  # the splits only hold samples with labels
-            planes = np.moveaxis(np.atleast_3d(image), 2, 0).astype(np.float32)
-            changed, labels = change(planes, annotated, strength)
-            found = segment(np.moveaxis(changed, 0, 2), model)
-            scores.append(evaluate(found, labels, labelled_pixels_only=labelled_pixels_only)["mSA"])
-        curves[name][strength] = float(np.mean(scores))
+        found = segment_samples(model, samples, in_planes(change, strength))
+        scores = [image.scores[model.representation.score] for image in found]
+        curves.setdefault(name, {})[strength] = float(np.mean(scores))
     return curves
+
+
+def in_planes(
+    change: Change, strength: float
+) -> Callable[[np.ndarray, np.ndarray], tuple[np.ndarray, np.ndarray]]:
+    """Let a change, which takes (c, y, x) images, work on (y, x) and (y, x, c)."""
+
+    def changed(image: np.ndarray, labels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        planes = np.moveaxis(np.atleast_3d(image), 2, 0).astype(np.float32)
+        planes, labels = change(planes, labels, strength)
+        return np.moveaxis(planes, 0, 2), labels
+
+    return changed
 
 
 def draw(curves: dict[str, dict[float, float]], picture: Path) -> None:

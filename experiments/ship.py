@@ -10,7 +10,7 @@ import argparse
 from dataclasses import replace
 from pathlib import Path
 
-from vimunet.checkpoint import WEIGHTS, load_model, save_model
+from vimunet.segmentation.model_file import WEIGHTS, load_model, save_model
 
 _LARGEST = 8_000_000
 

@@ -13,14 +13,15 @@ from typing import Any
 
 import napari
 import numpy as np
-from napari_vimunet._sample_data import SAMPLES
 from napari_vimunet._widget import VimunetWidget
 from napari_vimunet.layers import camera
 from PIL import Image
 from qtpy.QtWidgets import QApplication
 from skimage.measure import label, regionprops
 
-from vimunet.data.folder import list_images, read_image, read_labels
+from vimunet.datasets import SAMPLES
+from vimunet.io.formats import read_image, read_labels
+from vimunet.io.names import list_images
 
 _SIZE = 1280, 780
 
@@ -46,8 +47,9 @@ class Show:
         self.viewer: Any = napari.Viewer()
         self.viewer.window.resize(*_SIZE)
         self.widget = VimunetWidget(self.viewer)
+        self.workspace = self.widget.workspace
         self.viewer.window.add_dock_widget(self.widget, name="vimunet")
-        wait(self.widget.models.box.isEnabled)
+        wait(self.workspace.models.box.isEnabled)
 
     def clear(self) -> None:
         """Remove all layers, and let napari draw before it gets new ones."""
@@ -75,8 +77,8 @@ class Show:
         self.viewer.add_image(image, name=name, **place)
         self.viewer.reset_view()
         self.tab("segment").button.click()
-        wait(lambda: not self.widget.tasks.running)
-        return self.widget.labels.layer
+        wait(lambda: not self.workspace.tasks.running)
+        return self.workspace.labels.layer
 
 
 def main(output: Path, minutes: float) -> None:
@@ -84,7 +86,7 @@ def main(output: Path, minutes: float) -> None:
     output.mkdir(parents=True, exist_ok=True)
     folder = SAMPLES / "nuclei" / "test"
     show = Show(output)
-    widget, viewer = show.widget, show.viewer
+    widget, work, viewer = show.widget, show.workspace, show.viewer
     image = read_image(folder / "images" / "c04fa1a74a98.png")
     truth = read_labels(folder / "labels" / "c04fa1a74a98.tif")
 
@@ -96,10 +98,10 @@ def main(output: Path, minutes: float) -> None:
     tune = show.tab("tune")
     tune.slider("foreground_threshold").setValue(0.25)
     tune.slider("seed_threshold").setValue(0.6)
-    wait(lambda: tune._decoding is None and not tune._soon.isActive())
+    wait(lambda: tune.settled)
     show.picture("tune")
     tune.reset_button.click()
-    wait(lambda: tune._decoding is None and not tune._soon.isActive())
+    wait(lambda: tune.settled)
 
     correct = show.tab("correct")
     first, second = _joined_pair(layer.data, truth)
@@ -136,13 +138,13 @@ def main(output: Path, minutes: float) -> None:
         wait(lambda: not train.tasks.running)
         show.picture("trained")
 
-    widget.models.box.setCurrentIndex(widget.models.box.findText("nuclei"))
+    work.models.box.setCurrentIndex(work.models.box.findText("nuclei"))
     layer = show.segment(image, "nuclei", scale=(0.65, 0.65), units="um")
     viewer.add_labels(truth, name="drawn by hand", visible=False, scale=(0.65, 0.65), units="um")
-    widget.labels.choose(layer)
+    work.labels.choose(layer)
     measure = show.tab("measure")
     measure.measure_button.click()
-    wait(lambda: not widget.tasks.running)
+    wait(lambda: not work.tasks.running)
     measure.truth.box.setCurrentIndex(measure.truth.box.count() - 1)
     measure.score_button.click()
     measure.table.selectRow(int(np.argmax(measure.model.columns["area_um2"])))

@@ -35,10 +35,11 @@ def main() -> None:
     from napari_vimunet._widget import VimunetWidget
 
     widget = VimunetWidget(viewer)
+    work = widget.workspace
     viewer.window.add_dock_widget(widget, name="vimunet")
     QApplication.processEvents()
     opened = clock.read()
-    _wait(widget.models.box.isEnabled)
+    _wait(work.models.box.isEnabled)
     listed = clock.read()
     import torch
     from napari_vimunet._sample_data import neurites, nuclei, phase
@@ -62,21 +63,21 @@ def main() -> None:
         for _ in range(REPEATS + 1):
             clock = Clock()
             widget.segment.button.click()
-            pauses.append(_wait(lambda: not widget.tasks.running))
+            pauses.append(_wait(lambda: not work.tasks.running))
             seconds.append(clock.read())
         shape = " x ".join(map(str, image.shape[:2]))
         _row(f"click to labels: {name}, {shape}, first time", seconds[:1])
         _row(f"click to labels: {name}, {shape}, again", seconds[1:])
     print(f"| longest pause of the viewer meanwhile | {max(pauses):.2f} s | |")
 
-    layer: Any = widget.labels.layer
+    layer: Any = work.labels.layer
     tune = widget.tune
     slider = tune.slider("foreground_threshold")
     seconds = []
     for value in np.linspace(0.3, 0.7, REPEATS):
         clock = Clock()
         slider.setValue(float(value))
-        _wait(lambda: not tune._soon.isActive() and tune._decoding is None)
+        _wait(lambda: tune.settled)
         seconds.append(clock.read())
     _row(f"slider to labels: {SIDE} x {SIDE}, {layer.data.max()} objects", seconds)
 
@@ -123,7 +124,7 @@ def _wait(condition: Callable[[], bool]) -> float:
 
 def _centers(labels: np.ndarray) -> np.ndarray:
     """Give a pixel well inside of each of the largest objects."""
-    from vimunet.postprocessing import depth_inside
+    from vimunet.representations.watershed import depth_inside
 
     depth = depth_inside(labels > 0)
     largest = np.argsort(-np.bincount(labels.ravel())[1:])[: 6 * REPEATS] + 1

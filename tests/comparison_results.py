@@ -4,9 +4,10 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from vimunet.comparison import LABELLED_FATES, PREDICTED_FATES, explain
+from vimunet.comparison import LABELLED_OUTCOMES, PREDICTED_OUTCOMES, explain
 from vimunet.comparison.scoring import sign_flip_test
-from vimunet.evaluation import confidence_interval, evaluate, mean_defined
+from vimunet.scores.folders import evaluate
+from vimunet.scores.statistics import confidence_interval, mean_defined
 
 COUNTS = (
     *("TP", "FP", "FN", "objects", "predicted"),
@@ -29,11 +30,11 @@ class Arrays:
         return self.images[name]
 
 
-def fates_of(labels, fates):
-    """Fate and area of each object, from the fate of each pixel."""
+def outcomes_of(labels, outcomes):
+    """Outcome and area of each object, from the outcome of each pixel."""
     ids, first, areas = np.unique(labels, return_index=True, return_counts=True)
     return [
-        (int(fates.flat[place]), int(area))
+        (int(outcomes.flat[place]), int(area))
         for i, place, area in zip(ids, first, areas, strict=True)
         if i
     ]
@@ -56,9 +57,9 @@ def make_result(labels, methods, ceilings=None, tools=None, seconds=None):
                 problems.append({"name": name, "problem": "no file"})
                 found = np.zeros_like(truth)
             of_labelled, of_predicted = explain(found, truth)
-            labelled, predicted = fates_of(truth, of_labelled), fates_of(found, of_predicted)
-            kinds = [LABELLED_FATES[fate] for fate, _ in labelled]
-            wrong = [PREDICTED_FATES[fate] for fate, _ in predicted]
+            labelled, predicted = outcomes_of(truth, of_labelled), outcomes_of(found, of_predicted)
+            kinds = [LABELLED_OUTCOMES[outcome] for outcome, _ in labelled]
+            wrong = [PREDICTED_OUTCOMES[outcome] for outcome, _ in predicted]
             sizes += [(area, kind) for (_, area), kind in zip(labelled, kinds, strict=True)]
             images.append(
                 {
@@ -66,7 +67,7 @@ def make_result(labels, methods, ceilings=None, tools=None, seconds=None):
                     **evaluate(found, truth),
                     "objects": len(labelled),
                     "predicted": len(predicted),
-                    **{kind: kinds.count(kind) for kind in LABELLED_FATES[1:]},
+                    **{kind: kinds.count(kind) for kind in LABELLED_OUTCOMES[1:]},
                     "false": wrong.count("false"),
                     "pieces": wrong.count("piece"),
                     "mergers": wrong.count("merger"),
@@ -89,8 +90,8 @@ def make_result(labels, methods, ceilings=None, tools=None, seconds=None):
                     "area_to": high,
                     "objects": sum(low <= area < high for area, _ in sizes),
                     **{
-                        kind: sum(low <= area < high and fate == kind for area, fate in sizes)
-                        for kind in LABELLED_FATES[1:]
+                        kind: sum(low <= area < high and outcome == kind for area, outcome in sizes)
+                        for kind in LABELLED_OUTCOMES[1:]
                     },
                 }
                 for low, high in SIZES

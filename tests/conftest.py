@@ -39,4 +39,4 @@ def shared_data() -> Path:
 @pytest.fixture(scope="session")
 def samples() -> Path:
     """Folder of the small real images that the package ships."""
-    return Path(__file__).resolve().parents[1] / "vimunet" / "data" / "samples"
+    return Path(__file__).resolve().parents[1] / "vimunet" / "datasets" / "samples"

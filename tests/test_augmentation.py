@@ -4,10 +4,11 @@ import numpy as np
 import pytest
 from scipy.ndimage import gaussian_filter
 
-from vimunet.data import Sample
-from vimunet.data.augmentation import clear_out, degrade, draw_zoom, resize
-from vimunet.data.crops import RandomCrops
-from vimunet.representation import Boundaries, Semantic
+from vimunet.io.pairs import Sample
+from vimunet.representations.boundaries import Boundaries
+from vimunet.representations.semantic import Semantic
+from vimunet.training.augmentation import clear_out, degrade, draw_zoom, resize
+from vimunet.training.crops import RandomCrops
 
 
 @pytest.fixture

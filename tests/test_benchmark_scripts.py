@@ -13,7 +13,8 @@ import tifffile
 from PIL import Image
 
 from vimunet.bridges.nnunet import to_classes
-from vimunet.evaluation import evaluate
+from vimunet.datasets.splits import DATASETS
+from vimunet.scores.folders import evaluate
 
 ROOT = Path(__file__).resolve().parents[1]
 EXPERIMENTS = ROOT / "experiments"
@@ -22,10 +23,10 @@ PLANS = ROOT / "tests" / "files" / "nnunet" / "plans.json"
 
 @pytest.fixture
 def load(monkeypatch):
-    """Import a file of the experiments, and forget afterwards what it imports beside itself."""
-    monkeypatch.setattr(sys, "path", sys.path[:])
+    """Import a script of the experiments, with its folder on the path as when it is run."""
 
     def load(name):
+        monkeypatch.syspath_prepend(str((EXPERIMENTS / name).parent))
         spec = util.spec_from_file_location(Path(name).stem, EXPERIMENTS / name)
         module = util.module_from_spec(spec)
         spec.loader.exec_module(module)
@@ -321,13 +322,12 @@ def test_the_stand_in_for_livecell_is_split_as_for_our_networks(tmp_path, run, s
         np.testing.assert_array_equal(found, to_classes(annotated(number)))
 
 
-def test_the_stand_in_for_cremi_is_split_as_for_our_networks(tmp_path, run, load, stand_in):
+def test_the_stand_in_for_cremi_is_split_as_for_our_networks(tmp_path, run, stand_in):
     root, greys = stand_in
     run("nnunet_stand_in.py", root, "--output", tmp_path / "runs")
     raw = tmp_path / "runs" / "nnUNet_raw" / "Dataset502_Neurites"
-    splits = load("cremi/splits.py")
     expected = {
-        part: {sample.name for sample in splits.stand_in(root, part)}
+        part: {sample.name for sample in DATASETS["cremi_sample"].read(root, part)}
         for part in ("train", "val", "test")
     }
     assert expected["train"] == {f"{number:02d}" for number in range(13)}
@@ -351,12 +351,14 @@ def test_the_stand_in_for_cremi_is_split_as_for_our_networks(tmp_path, run, load
 
 def test_the_stand_ins_follow_the_protocol_and_relative_paths(tmp_path, run, stand_in, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    run("nnunet_stand_in.py", "data", "--output", "paper", "--protocol", "paper")
+    run("nnunet_stand_in.py", "data", "--output", "out", "--protocol", "published")
     for data_set, kind in (("Dataset501_Phase", "boundaries"), ("Dataset502_Neurites", "boundary")):
-        folder = Path("paper", "nnUNet_raw", data_set)
-        assert "protocol paper" in json.loads((folder / "dataset.json").read_text())["description"]
+        folder = Path("out", "nnUNet_raw", data_set)
+        assert (
+            "protocol published" in json.loads((folder / "dataset.json").read_text())["description"]
+        )
         name = "set02" if kind == "boundaries" else "01"
         np.testing.assert_array_equal(
             tifffile.imread(folder / "labelsTr" / f"{name}.tif"),
-            to_classes(annotated(1), kind, "paper"),
+            to_classes(annotated(1), kind, "published"),
         )

@@ -12,40 +12,46 @@ import torch
 import zarr
 from scipy import ndimage
 
-from vimunet import blockwise
-from vimunet.blockwise import BlockwiseSegmentation
-from vimunet.checkpoint import TrainedModel, load_model
+from vimunet.blockwise import blocks as blockwise
+from vimunet.blockwise.blocks import BlockwiseSegmentation
 from vimunet.cli import main
-from vimunet.data.folder import read_image
-from vimunet.evaluation import evaluate
-from vimunet.prediction import segment
-from vimunet.representation import Semantic
-from vimunet.stitching import stitch_slices
-from vimunet.volumes import read_ome_zarr
+from vimunet.io.formats import read_image
+from vimunet.io.ome_zarr import read_ome_zarr
+from vimunet.models.network import Network
+from vimunet.representations import Representation, Semantic
+from vimunet.scores.folders import evaluate
+from vimunet.segmentation.model_file import TrainedModel, load_model
+from vimunet.segmentation.segment import segment
+from vimunet.segmentation.stitching import stitch_slices
 
 
 @dataclass(frozen=True)
-class BrightParts:
+class BrightParts(Representation):
     """Objects are connected bright pixels: what they are does not depend on the block."""
 
+    name = "bright parts"
+    title = "foreground map"
     channels = ("foreground",)
-    activation = "sigmoid"
-    labels_are_classes = False
     threshold: float = 0.5
     min_size: int = 0
 
-    def decode(self, maps):
+    def encode(self, labels, spacing=None):
+        return (labels > 0)[None].astype(np.float32)
+
+    def decode(self, maps, spacing=None):
         return ndimage.label(maps[0] > self.threshold)[0].astype(np.int32)
 
+    def loss(self, logits, target):
+        return (logits - target).square().mean()
 
-class Same(torch.nn.Module):
+
+class Same(Network):
     """Logits are the standardised pixels."""
 
-    stride, max_size, out_channels = 1, None, 1
-
-    def __init__(self, in_channels=1):
+    def __init__(self, in_channels=1, axes="yx"):
         super().__init__()
-        self.in_channels = in_channels
+        self.in_channels, self.out_channels = in_channels, 1
+        self.axes, self.stride = axes, (1,) * len(axes)
         self.factor = torch.nn.Parameter(torch.ones(1))
 
     def forward(self, image):
@@ -127,7 +133,7 @@ def test_blocks_give_what_the_whole_gives(disks, tmp_path, block_size, margin, t
 
 
 def test_without_stitching_borders_would_cut(disks, tmp_path, monkeypatch):
-    monkeypatch.setattr("vimunet.blockwise.partners", lambda *_: np.empty((0, 2), int))
+    monkeypatch.setattr("vimunet.blockwise.joining.partners", lambda *_: np.empty((0, 2), int))
     image = write_image(tmp_path / "image.zarr", disks, "zyx")
     volume = BlockwiseSegmentation(image, wrap(), tmp_path / "found", block_size=32, margin=16)
     volume.run()
@@ -189,7 +195,7 @@ def test_parts_of_other_settings_are_refused_and_kept(disks, tmp_path):
         (wrap(), {"scale": 2.0}, "block_size, margin, prediction"),
         (wrap(), {"halo": 32}, "prediction"),
         (wrap(), {"block_size": 512, "margin": 5}, "block_size, margin"),
-        (wrap(), {"level": 1}, "level"),
+        (wrap(), {"level": 1}, "level, spacing"),
     ):
         with pytest.raises(
             ValueError, match=f"differs in (image written, )?{name}\\. Use those of"
@@ -200,9 +206,9 @@ def test_parts_of_other_settings_are_refused_and_kept(disks, tmp_path):
 
 def test_precision_is_the_same_on_every_machine(disks, tmp_path, monkeypatch):
     image = write_image(tmp_path / "image.zarr", disks, "zyx")
-    monkeypatch.setattr("vimunet.prediction.bfloat16_is_fast", lambda: False)
+    monkeypatch.setattr("vimunet.segmentation.devices.bfloat16_is_fast", lambda: False)
     BlockwiseSegmentation(image, wrap(), tmp_path / "found").run([0])
-    monkeypatch.setattr("vimunet.prediction.bfloat16_is_fast", lambda: True)
+    monkeypatch.setattr("vimunet.segmentation.devices.bfloat16_is_fast", lambda: True)
     with pytest.raises(ValueError, match="differs in precision. Use those of settings.json"):
         BlockwiseSegmentation(image, wrap(), tmp_path / "found", precision="auto")
     same = BlockwiseSegmentation(image, wrap(), tmp_path / "found", precision="float32")
@@ -431,9 +437,20 @@ def test_level_has_the_geometry_that_it_declares(disks, tmp_path):
     assert found.translate == (0, 0.25, 0.25)
 
 
-def test_stitching_needs_z(disks, tmp_path):
-    image = write_image(tmp_path / "image.zarr", disks, "tyx")
-    with pytest.raises(ValueError, match="`stitch_threshold` is for images with an axis z"):
+def test_sections_of_time_alone_are_stitched_like_those_of_depth(disks, tmp_path):
+    found = []
+    for axes in ("zyx", "tyx"):
+        image = write_image(tmp_path / f"{axes}.zarr", disks, axes)
+        volume = BlockwiseSegmentation(image, wrap(), tmp_path / axes, stitch_threshold=0.3)
+        volume.run()
+        volume.finish()
+        found.append(read_ome_zarr(tmp_path / axes).levels[0][...])
+    np.testing.assert_array_equal(*found)
+
+
+def test_stitching_needs_sections(disks, tmp_path):
+    image = write_image(tmp_path / "image.zarr", disks[0], "yx")
+    with pytest.raises(ValueError, match="`stitch_threshold` is for images with sections"):
         BlockwiseSegmentation(image, wrap(), tmp_path / "found", stitch_threshold=0.5)
 
 
@@ -444,7 +461,7 @@ def test_level_time_and_channels(disks, tmp_path):
     with pytest.raises(ValueError, match="`channel` must be chosen, from 0 to 1: the model"):
         BlockwiseSegmentation(image, wrap(), tmp_path / "found")
     for wrong in ({"channel": 2}, {"channel": 1, "level": 2}, {"channel": 1, "level": -1}):
-        with pytest.raises(ValueError, match="must be from 0 to 1, got"):
+        with pytest.raises(ValueError, match="must be from 0 to 1( for .*image.zarr)?, got"):
             BlockwiseSegmentation(image, wrap(), tmp_path / "found", **wrong)
     volume = BlockwiseSegmentation(
         image, wrap(), tmp_path / "found", channel=1, level=1, stitch_threshold=0.3

@@ -102,7 +102,7 @@ def test_overrides(tmp_path):
     network = build_model("unetr_b", **SMALL_UNETR)
     path = save(tmp_path / "best.pt", network.state_dict())
     read = read_checkpoint(path, in_channels=3, resize_input=False, sam_stats=True)
-    assert (read.in_channels, read.max_size, read.canvas.sam_stats) == (3, 64, True)
+    assert (read.in_channels, read.max_size, read.canvas.sam_stats) == (3, (64, 64), True)
     assert read_checkpoint(path).max_size is None
     with pytest.raises(
         ValueError, match=r"weights of .* do not fit .* must have shape \(5,\), got \(2,\)"

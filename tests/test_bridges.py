@@ -85,7 +85,7 @@ def test_plans_that_are_none_are_ignored(plans, tmp_path):
     network = build_model("umamba_bot", variant="paper", **SMALL_UMAMBA)
     init = {"plans": {"configurations": {"2d": plans}}}
     torch.save({"network_weights": network.state_dict(), "init_args": init}, tmp_path / "a.pth")
-    assert umamba.read_checkpoint(tmp_path / "a.pth")[0].stride == 16
+    assert umamba.read_checkpoint(tmp_path / "a.pth")[0].stride == (16, 16)
 
 
 def test_copies_that_differ_raise(tmp_path):

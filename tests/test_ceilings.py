@@ -5,7 +5,7 @@ import pytest
 
 from vimunet.comparison import perfect_maps
 from vimunet.comparison.ceilings import through_classes, through_maps
-from vimunet.representation import Boundaries
+from vimunet.representations.boundaries import Boundaries
 
 
 @pytest.fixture
@@ -31,7 +31,7 @@ def test_a_boundary_map_alone_leaves_no_background(squares):
 
 def test_published_classes_lose_the_rim_of_every_object(squares):
     """The boundary lies on both sides of each outline and belongs to no object."""
-    found = through_classes(squares, "boundaries", "paper")
+    found = through_classes(squares, "boundaries", "published")
     expected = np.zeros(squares.shape, bool)
     expected[5:19, 7:21] = expected[5:19, 23:37] = True
     np.testing.assert_array_equal(found > 0, expected)
@@ -42,7 +42,7 @@ def test_published_classes_lose_the_rim_of_every_object(squares):
 
 def test_a_published_boundary_alone_makes_an_object_of_the_background(squares):
     """The protocol holds for writing the classes too: unlabelled pixels are boundary if fair."""
-    assert through_classes(squares, "boundary", "paper").max() == 3
+    assert through_classes(squares, "boundary", "published").max() == 3
     fair = through_classes(squares, "boundary", "fair")
     assert fair.max() == 2
     assert len(set(fair[squares == 7])) == len(set(fair[squares == 3])) == 1
@@ -64,4 +64,4 @@ def test_which_ceilings_fit_images_with_and_without_background(squares):
         assert (found > 0).all(), title
         assert len(np.unique(found)) == 2, title
     published = perfect_maps()["nnU-Net's classes, as published"](squares)
-    np.testing.assert_array_equal(published, through_classes(squares, "boundaries", "paper"))
+    np.testing.assert_array_equal(published, through_classes(squares, "boundaries", "published"))

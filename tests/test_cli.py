@@ -13,17 +13,20 @@ import pytest
 import tifffile
 import torch
 
-from vimunet.checkpoint import TrainedModel, embedded_models, load_model, save_model
 from vimunet.cli import main
 from vimunet.cli.segment import _write_tiff
 from vimunet.cli.train import _split
-from vimunet.data import Sample
-from vimunet.data.folder import read_image, read_labels
-from vimunet.label_files import Place, read_label_tiff, write_label_tiff
+from vimunet.io.formats import read_image, read_labels
+from vimunet.io.label_files import Place, read_label_tiff, write_label_tiff
+from vimunet.io.pairs import Sample
 from vimunet.models import build_model
 from vimunet.overlay import draw_overlay
-from vimunet.prediction import predict, segment
-from vimunet.representation import Boundaries, Distances, Semantic
+from vimunet.representations.boundaries import Boundaries
+from vimunet.representations.distances import Distances
+from vimunet.representations.semantic import Semantic
+from vimunet.segmentation.model_file import TrainedModel, embedded_models, load_model, save_model
+from vimunet.segmentation.predict import predict
+from vimunet.segmentation.segment import segment
 
 ROOT = Path(__file__).resolve().parents[1]
 TINY = {"features": 4, "depth": 2}
@@ -283,7 +286,8 @@ def test_files_that_are_left_out_are_named(pairs, model_file, capsys):
 
 
 @pytest.mark.parametrize(
-    "option", [("--scale", "0"), ("--symmetries", "9"), ("--halo", "-5"), ("--tile-size", "3")]
+    "option",
+    [("--scale", "0"), ("--test-time-augmentation", "9"), ("--halo", "-5"), ("--tile-size", "3")],
 )
 def test_wrong_options_are_said_once(pairs, model_file, capsys, option):
     assert run_segment(pairs / "images", "--output", pairs / "out", *option, model=model_file) == 2
@@ -300,7 +304,7 @@ def test_output_that_is_a_file_is_refused_at_once(pairs, model_file, capsys):
 
 def test_more_objects_than_16_bits_hold(tmp_path, model_file, monkeypatch):
     labels = np.arange(256 * 258, dtype=np.int32).reshape(256, 258)
-    monkeypatch.setattr(Boundaries, "decode", lambda self, maps: labels)
+    monkeypatch.setattr(Boundaries, "decode", lambda *_: labels)
     np.save(tmp_path / "a.npy", np.zeros(labels.shape))
     assert run_segment(tmp_path / "a.npy", "--output", tmp_path / "out", model=model_file) == 0
     written = tifffile.imread(tmp_path / "out" / "a.tif")
@@ -311,10 +315,10 @@ def test_more_objects_than_16_bits_hold(tmp_path, model_file, monkeypatch):
 def test_options_reach_the_library(pairs, model_file):
     image = pairs / "images" / "cell0.png"
     options = ["--tile-size", "32", "--halo", "8", "--min-size", "40", "--batch-size", "2"]
-    options += ["--scale", "1.5", "--symmetries", "2"]
+    options += ["--scale", "1.5", "--test-time-augmentation", "2"]
     assert run_segment(image, "--output", pairs / "out", *options, model=model_file) == 0
     labels = tifffile.imread(pairs / "out" / "cell0.tif")
-    settings = {"scale": 1.5, "symmetries": 2, "tile_size": 32, "halo": 8}
+    settings = {"scale": 1.5, "test_time_augmentation": 2, "tile_size": 32, "halo": 8}
     maps = predict(read_image(image), load_model(model_file), **settings)
     assert (labels == Boundaries(seed_radius=0, min_size=40).decode(maps)).all()
     assert min(np.bincount(labels.ravel())[1:]) >= 40
@@ -406,12 +410,21 @@ def test_tune_stores_better_thresholds(pairs, tmp_path, monkeypatch, capsys):
         labels = read_labels(pairs / "labels" / "cell0.tif")
         return 0.6 + 0.4 * Boundaries().encode(labels)  # nothing is below 0.6
 
-    monkeypatch.setattr("vimunet.prediction.predict", too_bright)
+    monkeypatch.setattr("vimunet.training.tuning.predict", too_bright)
     for name in ("cell1.png", "cell2.png"):
         (pairs / "images" / name).unlink()
         (pairs / "labels" / name).with_suffix(".tif").unlink()
     data = ["--images", str(pairs / "images"), "--labels", str(pairs / "labels")]
-    options = ["--scale", "2", "--symmetries", "4", "--halo", "32", "--precision", "float32"]
+    options = [
+        "--scale",
+        "2",
+        "--test-time-augmentation",
+        "4",
+        "--halo",
+        "32",
+        "--precision",
+        "float32",
+    ]
     assert main(["tune", *data, "--model", str(path), "--in-place", *options]) == 0
     assert "foreground_threshold: 0.5 -> 0.7" in capsys.readouterr().out
     tuned = load_model(path)
@@ -420,7 +433,7 @@ def test_tune_stores_better_thresholds(pairs, tmp_path, monkeypatch, capsys):
         "scale": 2.0,
         "tile_size": None,
         "halo": 32,
-        "symmetries": 4,
+        "test_time_augmentation": 4,
         "precision": "float32",
     }
 
@@ -431,15 +444,17 @@ def test_tune_leaves_out_what_nobody_labelled_for_a_model_without_background(
     """As training does for the same model, without being told."""
     path = tmp_path / "model.safetensors"
     judged = {}
-    monkeypatch.setattr("vimunet.prediction.predict", lambda image, *_, **__: image[None] / 255)
+    monkeypatch.setattr(
+        "vimunet.training.tuning.predict", lambda image, *_, **__: image[None] / 255
+    )
     data = ["--images", str(pairs / "images"), "--labels", str(pairs / "labels")]
     for representation in (Boundaries(foreground=False), Distances()):
         save_model(path, TrainedModel(noisy_network(), representation))
         monkeypatch.setattr(
-            "vimunet.evaluation.tune_thresholds",
-            lambda kind, *_, labelled_pixels_only: (
+            "vimunet.training.tuning.tune_thresholds",
+            lambda kind, *_, labelled_pixels_only, **__: (
                 judged.update({kind.name: labelled_pixels_only}),
-                (kind, 0.0, [{"mSA": 0.0}]),
+                (kind, 0.0, [{"mSA": 0.0} | dict.fromkeys(kind.threshold_grid(), 0.5)]),
             )[1],
         )
         assert main(["tune", *data, "--model", str(path), "--in-place"]) == 0
@@ -514,7 +529,8 @@ def test_scores_that_are_not_defined_are_null(pairs, capsys):
 
 
 def sample(name):
-    return Sample(name, lambda: (np.zeros((4, 4)), np.ones((4, 4), int)))
+    source = name.partition("_z")[0]
+    return Sample(name, lambda: (np.zeros((4, 4)), np.ones((4, 4), int)), source=source)
 
 
 def test_images_for_validation_are_chosen_by_name():
@@ -636,9 +652,7 @@ def test_flags_for_objects_are_refused_for_classes(masks, tmp_path, capsys):
         assert message in capsys.readouterr().err
     more = ["--model", "unet", "--output", str(masks / "run"), "--num-classes", "3"]
     assert main(["train", *data, *more]) == 2
-    assert "`--num-classes` must come with semantic labels, got boundaries" in (
-        capsys.readouterr().err
-    )
+    assert "`--num-classes` must come with semantic labels: --repr" in capsys.readouterr().err
     assert main(["train", *data, "--model", "unet", "--output", str(masks / "run")]) == 2
     assert "got only 0 and 255" in capsys.readouterr().err  # a mask is still no label image
 
@@ -682,7 +696,9 @@ def test_convert_refuses_maps_that_do_not_fit(tmp_path, monkeypatch, capsys):
     torch.save(noisy_network(out_channels=2).state_dict(), tmp_path / "a.pt")
     arguments = ["convert", str(tmp_path / "a.pt"), "--output", str(tmp_path / "a.safetensors")]
     assert main([*arguments, "--representation", "distances"]) == 2
-    assert re.search(r"has 3 maps, but the network of .*a.pt has 2", capsys.readouterr().err)
+    assert re.search(
+        r"of .*a.pt: Representation .* must have 3 maps .*, got 2", capsys.readouterr().err
+    )
 
 
 def test_convert_reads_other_tools_and_reports(tmp_path, capsys):
@@ -698,7 +714,7 @@ def test_convert_reads_other_tools_and_reports(tmp_path, capsys):
     printed = capsys.readouterr().out
     assert f"{len(network.state_dict())} tensors loaded as they are" in printed
     assert "1 skipped, the same numbers under another name: decoder.encoder.stem" in printed
-    assert "umamba_bot with boundaries written" in printed
+    assert "umamba_bot with foreground and boundary maps written" in printed
     model = load_model(out)
     assert (model.info["tool"], model.representation) == ("U-Mamba", Boundaries())
     assert model.normalization == "channel"
@@ -723,7 +739,7 @@ def test_option_must_be_a_pair(tmp_path, capsys):
 def test_data_downloads(tmp_path, monkeypatch, capsys):
     asked = []
     monkeypatch.setattr(
-        "vimunet.data.download.download",
+        "vimunet.datasets.download.download",
         lambda name, directory: asked.append((name, directory)) or directory,
     )
     assert main(["data", "cremi", str(tmp_path)]) == 0
@@ -826,14 +842,14 @@ def test_usage_errors_and_interrupts_have_their_own_codes(monkeypatch, capsys, t
     def interrupted(name, directory):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("vimunet.data.download.download", interrupted)
+    monkeypatch.setattr("vimunet.datasets.download.download", interrupted)
     assert main(["data", "cremi", str(tmp_path)]) == 130
     assert capsys.readouterr().err.endswith("vimunet: interrupted\n")
 
     def diverged(name, directory):
         raise FloatingPointError("Loss must be finite, got nan.")
 
-    monkeypatch.setattr("vimunet.data.download.download", diverged)
+    monkeypatch.setattr("vimunet.datasets.download.download", diverged)
     assert main(["data", "cremi", str(tmp_path)]) == 1
 
 

@@ -1,4 +1,4 @@
-"""Several methods on the same images: fates by hand, scores, problems, tables, command line."""
+"""Several methods on the same images: outcomes by hand, scores, problems, tables, command line."""
 
 import csv
 import json
@@ -14,26 +14,27 @@ from scipy.stats import permutation_test
 
 from vimunet.bridges.predictions import Predictions
 from vimunet.comparison import (
-    LABELLED_FATES,
-    PREDICTED_FATES,
+    LABELLED_OUTCOMES,
+    PREDICTED_OUTCOMES,
     compare,
     explain,
     write_tables,
 )
-from vimunet.comparison.fates import fates
+from vimunet.comparison.outcomes import outcomes
 from vimunet.comparison.report import write_report
 from vimunet.comparison.scoring import sign_flip_test
-from vimunet.evaluation import confidence_interval, evaluate, evaluate_folders
-from vimunet.matching import Overlap
+from vimunet.scores.folders import evaluate, evaluate_folders
+from vimunet.scores.matching import Overlap
+from vimunet.scores.statistics import confidence_interval
 
 
 def named(prediction, labels, **options):
-    """Fates by number of the object, as words."""
+    """Outcomes by number of the object, as words."""
     overlap = Overlap.between(np.array([prediction]), np.array([labels]), **options)
-    labelled, predicted = fates(overlap)
+    labelled, predicted = outcomes(overlap)
     return (
-        [LABELLED_FATES[fate] for fate in labelled[1:]],
-        [PREDICTED_FATES[fate] for fate in predicted[1:]],
+        [LABELLED_OUTCOMES[outcome] for outcome in labelled[1:]],
+        [PREDICTED_OUTCOMES[outcome] for outcome in predicted[1:]],
     )
 
 
@@ -65,7 +66,7 @@ def named(prediction, labels, **options):
         ([0, 0, 1, 1, 1, 1], [1, 1, 1, 1, 0, 0], ["missed"], ["false"]),
     ],
 )
-def test_fates_by_hand(prediction, labels, of_labels, of_prediction):
+def test_outcomes_by_hand(prediction, labels, of_labels, of_prediction):
     assert named(prediction, labels) == (of_labels, of_prediction)
 
 
@@ -73,10 +74,10 @@ def test_splits_and_merges_change_places_with_the_images():
     rng = np.random.default_rng(0)
     labels = np.repeat(np.arange(1, 31), 12).reshape(6, 60)
     cut = labels * 3 + rng.integers(0, 3, labels.shape)
-    split, _ = fates(Overlap.between(cut, labels))
-    _, merger = fates(Overlap.between(labels, cut))
-    both = (split == LABELLED_FATES.index("split")) | (split == LABELLED_FATES.index("found"))
-    assert np.isin(merger[1:], [PREDICTED_FATES.index(f) for f in ("merger", "correct")]).all()
+    split, _ = outcomes(Overlap.between(cut, labels))
+    _, merger = outcomes(Overlap.between(labels, cut))
+    both = (split == LABELLED_OUTCOMES.index("split")) | (split == LABELLED_OUTCOMES.index("found"))
+    assert np.isin(merger[1:], [PREDICTED_OUTCOMES.index(f) for f in ("merger", "correct")]).all()
     assert both[1:].all()
 
 
@@ -85,9 +86,9 @@ small_labels = arrays(np.int64, (4, 6), elements=st.integers(0, 4))
 
 @settings(deadline=None, max_examples=100)
 @given(small_labels, small_labels, st.sampled_from([0.3, 0.5, 0.8]))
-def test_fates_agree_with_the_scores(prediction, labels, threshold):
+def test_outcomes_agree_with_the_scores(prediction, labels, threshold):
     scores = evaluate(prediction, labels, threshold=threshold)
-    labelled, predicted = fates(Overlap.between(prediction, labels), threshold)
+    labelled, predicted = outcomes(Overlap.between(prediction, labels), threshold)
     assert (labelled == 1).sum() == (predicted == 1).sum() == scores["TP"]
     assert (labelled[1:] != 1).sum() == scores["FN"]
     assert (predicted[1:] != 1).sum() == scores["FP"]
@@ -102,7 +103,7 @@ def test_fates_agree_with_the_scores(prediction, labels, threshold):
     assert np.unique(rows).size == rows.size and np.unique(columns).size == columns.size
 
 
-def test_explain_paints_each_object_with_its_fate():
+def test_explain_paints_each_object_with_its_outcome():
     labels = np.array([[9, 9, 9, 0, 4, 4, 0], [9, 9, 9, 0, 4, 4, 0]])
     prediction = np.array([[3, 3, 3, 0, 0, 0, 8], [3, 3, 3, 0, 0, 0, 8]])
     labelled, predicted = explain(prediction, labels)
@@ -156,7 +157,7 @@ def test_scores_are_those_of_evaluate_folders(folders):
         alone = evaluate_folders(folders / name, folders / "labels")
         for row, expected in zip(method["images"], alone["images"], strict=True):
             assert {key: row[key] for key in expected} == expected
-            assert sum(row[fate] for fate in LABELLED_FATES[1:]) == row["objects"] == 24
+            assert sum(row[outcome] for outcome in LABELLED_OUTCOMES[1:]) == row["objects"] == 24
         for key, mean in alone["mean"].items():
             assert method["mean"][key] == mean
             assert method["confidence"][key] == alone["confidence"][key]
@@ -221,7 +222,7 @@ def test_size_classes_hold_all_objects_and_the_same_ones(folders):
     for row in good:
         inside = (areas >= row["area_from"]) & (areas <= row["area_to"])
         assert row["objects"] == inside.sum()
-        assert sum(row[fate] for fate in LABELLED_FATES[1:]) == row["objects"]
+        assert sum(row[outcome] for outcome in LABELLED_OUTCOMES[1:]) == row["objects"]
     # one pixel off hurts the small ones most
     assert good[0]["found"] / good[0]["objects"] < good[-1]["found"] / good[-1]["objects"]
 
@@ -346,7 +347,7 @@ def test_ceilings_follow_the_protocol(tmp_path):
     for folder in ("labels", "nothing"):
         (tmp_path / folder).mkdir()
         tifffile.imwrite(tmp_path / folder / "a.tif", np.zeros((5, 5), np.uint8))
-    for protocol, expected in (("fair", 1), ("paper", 0)):
+    for protocol, expected in (("fair", 1), ("published", 0)):
         result = compare(
             tmp_path / "labels",
             {"nothing": tmp_path / "nothing"},

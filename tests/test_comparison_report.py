@@ -1,6 +1,7 @@
 """The report of a comparison: its numbers are those of the result, and names are only text."""
 
 import base64
+import gc
 import io
 import json
 import math
@@ -22,9 +23,16 @@ sys.path.insert(0, str(Path(__file__).parent))
 from comparison_results import Arrays, make_result
 
 from vimunet.comparison.figure import PUBLISHED_TITLE, figure_svg, write_figure
-from vimunet.comparison.pictures import COLORS, Painter, choose_images
+from vimunet.comparison.pictures import COLORS, Painter, Picture, choose_images
 from vimunet.comparison.report import MOST_IMAGES, write_report
-from vimunet.comparison.sentences import diagnosis, headline, is_certain, ranking, score_text
+from vimunet.comparison.sentences import (
+    diagnosis,
+    headline,
+    is_certain,
+    printable,
+    ranking,
+    score_text,
+)
 
 VOID = {"meta", "img", "br", "input", "hr", "link"}
 SVG_NAMESPACE = "{http://www.w3.org/2000/svg}"
@@ -225,6 +233,60 @@ def test_names_are_only_text(tmp_path, rng):
     assert "$x_1^{2}$ \\frac & <b>" in page.text
 
 
+def page_of(folder, text):
+    """A report with `text(place)` in each place where text comes from outside."""
+    images, name, method = folder / text("images"), text("image"), text("method")
+    labels = {name: cells(np.random.default_rng(0))}
+    for parent in (folder / "labels", images):
+        parent.mkdir(parents=True)
+    tifffile.imwrite(folder / "labels" / f"{name}.tif", labels[name].astype(np.uint16))
+    (images / f"{name}.tif").write_bytes(b"no picture")
+    methods = {method: labels, text("second"): {}}
+    result = make_result(
+        labels,
+        methods,
+        ceilings={text("ceiling"): {"mSA": 0.9, "confidence": [0.8, 0.95], "images": 1}},
+        tools={method: text("tool")},
+        seconds={method: 0.1},
+    )
+    result["labels"] = text("labels")
+    result["settings"]["protocol"] = text("protocol")
+    result["methods"][method] |= {
+        "folder": text("folder"),
+        "notes": [{"name": text("noted"), "note": text("note")}],
+        "extra": [text("extra")],
+    }
+    result["methods"][text("second")]["problems"] = [{"name": name, "problem": text("problem")}]
+    options = {"published": {text("published"): 0.3}, "program": [text("program")]}
+    return report(folder, labels, methods, result, images_folder=images, **options)[1]
+
+
+def test_text_from_outside_changes_no_element(tmp_path):
+    places = set()
+
+    def harmless(place):
+        places.add(place)
+        return place
+
+    def hostile(place):
+        return f"<b onx={place}>\"'{{{{7*7}}}}&lt;\n\u202e"
+
+    plain, page = page_of(tmp_path / "plain", harmless), page_of(tmp_path / "evil", hostile)
+    for tag, attributes in plain.elements:
+        assert not any(name.startswith("on") for name in attributes), tag
+    assert [(tag, list(attributes)) for tag, attributes in page.elements] == [
+        (tag, list(attributes)) for tag, attributes in plain.elements
+    ]
+    command = shlex.split(next(text for text in page.texts if "--overwrite" in text))
+    for place in places - {"program"}:
+        assert printable(hostile(place)) in page.text, place
+    assert command[0] == printable(hostile("program"))
+    shown = printable(f"Objects of {hostile('method')} in {hostile('image')} as outlines")
+    assert shown in [picture["alt"] for picture in page.all("img")]
+    raw = (tmp_path / "evil" / "report.html").read_text(encoding="utf-8")
+    assert {sign for sign in raw if not sign.isprintable()} == {"\n"}
+
+
 def test_scores_that_are_not_defined(tmp_path):
     (tmp_path / "labels").mkdir()
     empty = np.zeros((40, 50), np.uint16)
@@ -330,6 +392,37 @@ def test_one_image_is_read_at_a_time(scene):
     assert blocks == chosen
 
 
+def pictures_in_memory():
+    return sum(type(thing) is Picture for thing in gc.get_objects())
+
+
+def test_pictures_are_written_before_the_next_image_is_read(scene):
+    folder, labels, methods = scene
+    in_file, in_memory = [], []
+    gc.collect()
+    before = pictures_in_memory()
+
+    class Watched(Arrays):
+        def read(self, name, shape):
+            (temporary,) = folder.glob(".*")
+            in_file.append(temporary.read_text(encoding="utf-8").count('class="picture"'))
+            in_memory.append(pictures_in_memory())
+            return super().read(name, shape)
+
+    good = {"good": methods["good"]}
+    write_report(
+        make_result(labels, good),
+        folder / "report.html",
+        folder / "images",
+        labels_folder=folder / "labels",
+        predictions={"good": Watched(methods["good"])},
+        most_images=7,
+    )
+    assert len(in_file) == 7
+    assert all(count >= place for place, count in enumerate(in_file))
+    assert max(in_memory) - before <= 4, "two of the labels, two of a method"
+
+
 def test_files_are_found_through_the_result(scene):
     folder, labels, methods = scene
     result = make_result(labels, {"good": methods["good"]})
@@ -364,12 +457,12 @@ def test_report_is_written_completely_or_not_at_all(scene):
 def test_command_repeats_the_comparison(scene):
     folder, labels, methods = scene
     result = make_result(labels, {"my net": methods["good"]}, seconds={"my net": 0.25})
-    result["settings"] |= {"threshold": 0.7, "protocol": "paper", "labelled_pixels_only": True}
+    result["settings"] |= {"threshold": 0.7, "protocol": "published", "labelled_pixels_only": True}
     _, page = report(folder, labels, {"my net": methods["good"]}, result)
     command = next(text for text in page.texts if text.startswith("vimunet compare"))
     assert shlex.split(command) == [
         *("vimunet", "compare", "my net=predictions/my net", "--labels", "labels"),
-        *("--images", str(folder / "images"), "--threshold", "0.7", "--protocol", "paper"),
+        *("--images", str(folder / "images"), "--threshold", "0.7", "--protocol", "published"),
         *("--labelled-pixels-only", "--seconds", "my net=0.25", "--gallery", "2"),
         *("--output", str(folder), "--overwrite"),
     ]
@@ -422,8 +515,8 @@ def test_huge_images_are_shown_smaller(tmp_path):
     assert np.allclose(found, 0.3 * 0.55 + 0.7 * rgb("found"), atol=0.03)
 
 
-def rgb(fate):
-    return np.array([int(COLORS[fate][i : i + 2], 16) for i in (1, 3, 5)]) / 255
+def rgb(outcome):
+    return np.array([int(COLORS[outcome][i : i + 2], 16) for i in (1, 3, 5)]) / 255
 
 
 def test_errors_have_the_colour_of_the_legend(tmp_path):
@@ -436,10 +529,10 @@ def test_errors_have_the_colour_of_the_legend(tmp_path):
         "merged": (20, 260),
         "false": (120, 20),
     }
-    for i, (fate, (y, x)) in enumerate(squares.items(), start=1):
-        if fate != "false":
+    for i, (outcome, (y, x)) in enumerate(squares.items(), start=1):
+        if outcome != "false":
             truth[y : y + 60, x : x + 60] = i
-        if fate != "missed":
+        if outcome != "missed":
             found[y : y + 60, x : x + 60] = i
     truth[20:80, 322:382] = 9
     found[20:80, 260:382] = 4
@@ -452,9 +545,9 @@ def test_errors_have_the_colour_of_the_legend(tmp_path):
     labels, method = painter.panels("a")
     assert [panel.title for panel in (labels, method)] == ["labels", "method"]
     errors = decoded(method.pictures[-1].source)
-    for fate, (y, x) in squares.items():
+    for outcome, (y, x) in squares.items():
         inside = errors[y + 8 : y + 22, x + 8 : x + 22].mean(axis=(0, 1))
-        assert np.allclose(inside, 0.7 * rgb(fate), atol=0.03), fate
+        assert np.allclose(inside, 0.7 * rgb(outcome), atol=0.03), outcome
     assert errors[110:118, 200:].max() < 0.03
     second = errors[28:52, 340:364].mean(axis=(0, 1))
     assert np.allclose(second, 0.7 * rgb("merged"), atol=0.03)
@@ -539,8 +632,8 @@ def test_chosen_images_and_why():
     assert choose_images(result, 0) == {}
 
 
-def counts(objects, by_size=(), **fates):
-    total = dict.fromkeys(("found", "inexact", "split", "merged", "missed", "false"), 0) | fates
+def counts(objects, by_size=(), **outcomes):
+    total = dict.fromkeys(("found", "inexact", "split", "merged", "missed", "false"), 0) | outcomes
     return {"total": {"objects": objects, **total}, "by_size": list(by_size)}
 
 

@@ -8,7 +8,7 @@ import pytest
 from scipy.ndimage import label as scipy_label
 from torch.utils.data import DataLoader
 
-from vimunet.data.cremi import cremi_samples, slice_labels
+from vimunet.datasets.cremi import cremi_samples, slice_labels
 
 
 def write(path, raw=None, ids=None):
@@ -172,3 +172,11 @@ def test_real_neurites(shared_data):
         np.testing.assert_array_equal(image, file["volumes/raw"][200])
     assert same_partition(labels, pieces(ids))
     assert 53 <= labels.max() <= 144  # the README of the data set: pieces in a section
+
+
+@pytest.mark.parametrize("dtype", [np.int64, np.int32, np.int8])
+def test_outside_is_background_in_signed_types_too(dtype):
+    ids = np.array([[7, 7, -1, 9], [7, 0, -3, 9]])
+    expected = slice_labels(ids.astype(np.uint64))
+    np.testing.assert_array_equal(expected, [[1, 1, 0, 2], [1, 0, 0, 2]])
+    np.testing.assert_array_equal(slice_labels(ids.astype(dtype)), expected)

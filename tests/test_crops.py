@@ -10,19 +10,21 @@ import torch
 from torch.nn import functional
 from torch.utils.data import DataLoader
 
-from vimunet.data import Sample
-from vimunet.data.crops import RandomCrops, rotate, to_channels
-from vimunet.data.folder import find_pairs
+from vimunet.io.pairs import Sample, find_pairs
 from vimunet.models import build_model
-from vimunet.representation import Boundaries, Semantic
+from vimunet.representations import Boundaries, Representation, Semantic
+from vimunet.segmentation.normalization import to_channels
+from vimunet.training.crops import RandomCrops, rotate
 
 
-class Copy:
-    """A representation that shows the labels it was given."""
+class Copy(Representation):
+    """Shows the labels it was given."""
 
-    labels_are_classes = False
+    name = title = "labels"
+    channels = ("labels",)
+    decode = loss = None
 
-    def encode(self, labels):
+    def encode(self, labels, spacing=None):
         return labels[None].astype(np.float32)
 
 
@@ -234,8 +236,8 @@ def test_samples_that_cannot_be_used(image, labels, message):
     ("changes", "message"),
     [
         ({"samples": []}, "at least one sample"),
-        ({"crop_size": 0}, "`crop_size` must be one or two numbers > 0, got 0"),
-        ({"crop_size": (1, 2, 3)}, "`crop_size` must be one or two"),
+        ({"crop_size": 0}, "`crop_size` must be numbers > 0, got 0"),
+        ({"crop_size": (1, 2, 3)}, "`crop_size` must be one number or one for each axis of yx"),
         ({"crop_size": (4, 5), "rotations": True}, r"must be square for rotations, got \(4, 5\)"),
         ({"length": 0}, "`length` must be at least 1, got 0"),
     ],
@@ -270,7 +272,7 @@ def test_channels():
         to_channels(colour[..., :2], 1)
     with pytest.raises(ValueError, match="got shape .2, 2, 30.. The last axis must hold channels"):
         to_channels(np.zeros((2, 2, 30)), 1)
-    with pytest.raises(ValueError, match=r"must have axes .y, x. or .y, x, c., got shape .3,."):
+    with pytest.raises(ValueError, match=r"must have axes .y, x. or .y, x, c., got .3,."):
         to_channels(np.zeros(3), 1)
 
 

@@ -4,6 +4,7 @@ import pickle
 import shutil
 import subprocess
 import sys
+import warnings
 
 import h5py
 import imagecodecs
@@ -13,9 +14,11 @@ import tifffile
 import zarr
 from PIL import Image
 
-from vimunet.data import folder
-from vimunet.data.folder import find_pairs, list_images, read_image, read_labels, read_slices
-from vimunet.volumes import write_ome_zarr_labels
+from vimunet.io import formats
+from vimunet.io.formats import read_image, read_labels, read_slices
+from vimunet.io.names import list_images
+from vimunet.io.ome_zarr import write_ome_zarr_labels
+from vimunet.io.pairs import find_pairs
 
 GREY = np.arange(5 * 7, dtype=np.uint8).reshape(5, 7)
 COLOUR = np.arange(5 * 7 * 3, dtype=np.uint8).reshape(5, 7, 3)
@@ -193,18 +196,28 @@ def test_without_declared_axes_their_lengths_tell(
 @pytest.mark.parametrize("slices", [2, 3, 4, 5])
 @pytest.mark.parametrize("dtype", [np.uint8, np.uint16])
 def test_plain_stacks_of_any_length_are_stacks(tmp_path, rng, slices, dtype):
-    image = rng.integers(0, 99, (slices, 30, 40)).astype(dtype)  # 3 and 4 look like planar colours
-    pixels, axes = read_slices(written(tmp_path / "stack.tif", image))
+    image = rng.integers(0, 99, (slices, 30, 40)).astype(dtype)
+    path = written(tmp_path / "stack.tif", image, photometric="minisblack")
+    pixels, axes = read_slices(path)
     assert axes == "z"
     assert np.array_equal(pixels, image)
 
 
-def test_planar_colours_of_other_programs_are_colours(tmp_path, rng):
+@pytest.mark.parametrize("options", [{}, {"metadata": None}], ids=["tifffile", "others"])
+def test_planes_that_are_declared_colours_are_colours(tmp_path, rng, options):
     image = rng.integers(0, 99, (3, 30, 40), dtype=np.uint8)
-    path = written(tmp_path / "a.tif", image, photometric="rgb", metadata=None)
-    pixels, axes = read_slices(path)
+    path = written(tmp_path / "a.tif", image, photometric="rgb", planarconfig="separate", **options)
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        pixels, axes = read_slices(path)
     assert axes == ""
     assert np.array_equal(pixels, image.transpose(1, 2, 0))
+    told = [str(warning.message) for warning in caught]
+    expected = [f"{path} declares that its 3 planes are colours, and is read so."]
+    assert [text.split(" If")[0] for text in told] == ([] if options else expected)
+    pixels, axes = read_slices(path, axes="zyx")
+    assert axes == "z"
+    assert np.array_equal(pixels, image)
 
 
 @pytest.mark.parametrize("count", [2, 3, 4, 5])
@@ -253,7 +266,7 @@ def test_pages_written_one_by_one_are_a_stack(tmp_path, rng):
         for plane in image:
             file.write(plane, compression="zlib")
     pixels, axes = read_slices(tmp_path / "a.tif")
-    assert axes == "i"
+    assert axes == "z"
     assert np.array_equal(pixels, image)
     with tifffile.TiffWriter(tmp_path / "b.tif") as file:
         file.write(image[0])
@@ -308,17 +321,35 @@ def test_labels_keep_their_integer_dtype(tmp_path, dtype):
     np.testing.assert_array_equal(labels, LABELS)
 
 
+def test_whole_numbers_in_floating_point_are_labels(tmp_path):
+    save(tmp_path / "cell.npy", LABELS.astype(np.float32))
+    labels = read_labels(tmp_path / "cell.npy")
+    assert labels.dtype == np.int64
+    np.testing.assert_array_equal(labels, LABELS)
+
+
+def test_series_of_volumes_of_labels(tmp_path, rng):
+    labels = rng.integers(0, 9, (2, 3, 5, 7), np.uint8)
+    save(tmp_path / "cell.npy", labels)
+    np.testing.assert_array_equal(read_labels(tmp_path / "cell.npy"), labels)
+
+
 @pytest.mark.parametrize(
     ("labels", "message"),
     [
-        (LABELS.astype(np.float32), "whole numbers, got float32"),
+        (
+            LABELS + np.float32(0.5),
+            "got float32 from 0.5 to .* with others among them",
+        ),
+        (np.full((5, 7), np.nan, np.float32), "got float32 from nan"),
+        (LABELS.astype(complex), "whole numbers, got complex128"),
         (LABELS > 0, "mask of true and false.*skimage.measure.label"),
         (COLOUR, "got colours of shape .5, 7, 3."),
         (LABELS.astype(np.int16) - 1, "not be negative, got -1"),
         (np.uint8(255) * (LABELS > 0), "got only 0 and 255. A mask has one object"),
         (np.uint16(255) * (LABELS > 0), "got only 0 and 255. A mask has one object"),
         (np.int32(65535) * (LABELS > 0), "got only 0 and 65535. A mask has one object"),
-        (np.zeros((2, 3, 5, 7), np.uint8), r"shape \(2, 3, 5, 7\)"),
+        (np.zeros((2, 2, 3, 5, 7), np.uint8), r"shape \(2, 2, 3, 5, 7\)"),
     ],
 )
 def test_labels_that_are_none(tmp_path, labels, message):
@@ -496,7 +527,7 @@ def test_all_bad_pairs_are_listed_together(folders):
     save(images / "key.h5", GREY, key="raw")
     save(images / "key.h5", GREY, key="more")
     save(labels / "shape.tif", LABELS[:4])
-    save(labels / "floats.tif", LABELS.astype(np.float32))
+    save(labels / "floats.tif", LABELS.astype(np.complex64))
     save(labels / "mask.tif", LABELS > 0)
     save(labels / "colours.png", COLOUR)
     for name in ("good", "broken", "key"):
@@ -508,7 +539,7 @@ def test_all_bad_pairs_are_listed_together(folders):
     for words in (
         ("Cannot read", "broken.tif"),
         ("colours.png", "got colours"),
-        ("floats.tif", "got float32"),
+        ("floats.tif", "got complex64"),
         ("key.h5", "a key is needed. Data sets in this file: more (5, 7), raw (5, 7)"),
         ("mask.tif", "mask of true and false"),
         ("shape.tif", "(5, 7) does not fit the labels (4, 7)"),
@@ -526,7 +557,7 @@ def test_complex_images_are_refused(folders):
 
 def test_importing_needs_no_optional_package():
     code = (
-        "import sys; import vimunet.data.folder; "
+        "import sys; import vimunet.io.formats; "
         "print([n for n in ('z5py', 'pycocotools', 'torch', 'matplotlib') if n in sys.modules])"
     )
     output = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
@@ -570,7 +601,7 @@ def test_real_stack_of_colours_and_volume(shared_data, folders):
 
 
 def test_suffix_lists_agree_with_the_readers():
-    assert set(folder.LABEL_SUFFIXES) < set(folder.IMAGE_SUFFIXES)
+    assert set(formats.LABEL_SUFFIXES) < set(formats.IMAGE_SUFFIXES)
 
 
 # Masks

@@ -16,8 +16,8 @@ import numpy as np
 import pytest
 import tifffile
 
-from vimunet.data import download as module
-from vimunet.data.download import DATASETS, RemoteFile, download
+from vimunet.datasets import download as module
+from vimunet.datasets.download import DATASETS, RemoteFile, download
 
 
 class Server:

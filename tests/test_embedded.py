@@ -6,11 +6,12 @@ import numpy as np
 import pytest
 from safetensors import safe_open
 
-from vimunet.checkpoint import WEIGHTS, embedded_models, load_model
-from vimunet.data.augmentation import resize
-from vimunet.data.folder import find_pairs
-from vimunet.evaluation import evaluate
-from vimunet.prediction import predict, segment
+from vimunet.io.pairs import find_pairs
+from vimunet.scores.folders import evaluate
+from vimunet.segmentation.model_file import WEIGHTS, embedded_models, load_model
+from vimunet.segmentation.predict import predict
+from vimunet.segmentation.segment import segment
+from vimunet.training.augmentation import resize
 
 LEAST = {"neurites": 0.19, "nuclei": 0.48, "phase": 0.48}
 """Mean mSA on the shipped test images, a little below what the card says."""

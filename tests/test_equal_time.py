@@ -10,9 +10,9 @@ import pytest
 
 pytest.importorskip("lightning_fabric")
 
-from vimunet.data import Sample
+from vimunet.io.pairs import Sample
 from vimunet.models.mamba import BidirectionalMamba, Mamba
-from vimunet.representation import Boundaries
+from vimunet.representations import Boundaries
 
 EXPERIMENTS = Path(__file__).resolve().parents[1] / "experiments"
 
@@ -21,7 +21,7 @@ EXPERIMENTS = Path(__file__).resolve().parents[1] / "experiments"
 def modules(monkeypatch):
     """The three files of the comparison, as they import each other."""
     monkeypatch.syspath_prepend(str(EXPERIMENTS))
-    for name in ("equal_time", "equal_time_plan", "equal_time_report", "report"):
+    for name in ("equal_time", "equal_time_plan", "equal_time_report", "keep"):
         monkeypatch.delitem(sys.modules, name, raising=False)
     import equal_time
     import equal_time_plan
@@ -141,7 +141,7 @@ def test_a_run_is_trained_scored_and_kept(modules, monkeypatch, tmp_path):
         def read(self, root, split):
             return [cells(i) for i in {"train": (0, 1), "val": (2,), "test": (3, 4, 5, 6)}[split]]
 
-    data = Cells("Squares", "nuclei", "", "", Boundaries(), block=2)
+    data = Cells("Squares", "nuclei", "", Boundaries(), block=2)
     for module in (timing, plan, tables):
         monkeypatch.setattr(module, "DATA", {"em": data})
         monkeypatch.setattr(module, "SEEDS", (0, 1), raising=False)

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from vimunet.data.isic import isic_samples, lesion_samples, prepared_samples
+from vimunet.datasets.isic import isic_samples, lesion_samples, prepared_samples
 
 ORIGINAL = {
     (2017, "training"): ("ISIC-2017_Training_Data", "ISIC-2017_Training_Part1_GroundTruth"),

@@ -3,6 +3,7 @@
 What float64 computes, test_scan.py and test_models.py hold against the definitions.
 """
 
+import platform
 import subprocess
 import sys
 
@@ -342,3 +343,33 @@ print("torch._dynamo" in sys.modules, compiled.runs())
 """
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert done.stdout.split() == ["False", "True"], done.stderr
+
+
+@pytest.mark.skipif("glibc" not in platform.libc_ver(), reason="only glibc is told to keep memory")
+def test_memory_is_kept_for_a_while_and_given_back():
+    """In a process of its own: what this one has freed before would be used again."""
+    script = """
+from pathlib import Path
+import numpy as np
+from vimunet.models.compiled import memory_kept
+
+def resident():
+    return int(Path("/proc/self/statm").read_text().split()[1]) * 4096 // 2**20
+
+def use():
+    buffers = [np.ones(20 * 2**20, np.uint8) for _ in range(20)], np.ones(200 * 2**20, np.uint8)
+
+before = resident()
+with memory_kept():
+    use()
+    print(resident() - before)
+print(resident() - before)
+use()
+print(resident() - before)
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", script], capture_output=True, text=True, check=True
+    )
+    kept, after, later = map(int, done.stdout.split())
+    assert kept > 500
+    assert max(after, later) < 50

@@ -3,11 +3,12 @@
 import numpy as np
 import pytest
 import tifffile
+from PIL import Image
 
-from vimunet import label_files
-from vimunet.data.folder import read_labels
-from vimunet.label_files import Place, place_of_image, read_label_tiff, write_label_tiff
-from vimunet.volumes import write_ome_zarr_labels
+from vimunet.io import label_files
+from vimunet.io.formats import read_labels
+from vimunet.io.label_files import Place, place_of_image, read_label_tiff, write_label_tiff
+from vimunet.io.ome_zarr import write_ome_zarr_labels
 
 
 def test_round_trip_of_a_stack(tmp_path, rng):
@@ -129,6 +130,8 @@ def test_place_of_ome_zarr(tmp_path):
 
 @pytest.mark.parametrize("options", [{}, {"resolution": (72, 72), "resolutionunit": "INCH"}])
 def test_place_that_is_not_declared(tmp_path, options):
-    tifffile.imwrite(tmp_path / "a.tif", np.zeros((20, 30), np.uint8), **options)
+    plane = np.zeros((20, 30), np.uint8)
+    tifffile.imwrite(tmp_path / "a.tif", plane, **options)
+    Image.fromarray(plane).save(tmp_path / "a.png")
     for path in (tmp_path / "a.tif", tmp_path / "a.png"):
         assert place_of_image(path, "yx") == Place.of(2)

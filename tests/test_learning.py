@@ -7,12 +7,15 @@ import torch
 pytest.importorskip("lightning_fabric")
 
 from vimunet import load_model, segment
-from vimunet.data import Sample
-from vimunet.evaluation import mean_segmentation_accuracy
+from vimunet.io.pairs import Sample
 from vimunet.models import build_model
-from vimunet.representation import Boundaries, Distances, Semantic
-from vimunet.semantic_evaluation import dice_and_iou, evaluate_semantic
-from vimunet.training import TrainConfig, train
+from vimunet.representations.boundaries import Boundaries
+from vimunet.representations.distances import Distances
+from vimunet.representations.semantic import Semantic
+from vimunet.scores.classes import dice_and_iou, evaluate_semantic
+from vimunet.scores.objects import mean_segmentation_accuracy
+from vimunet.training.config import TrainConfig
+from vimunet.training.loop import train
 
 
 def touching_discs():

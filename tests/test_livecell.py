@@ -16,8 +16,8 @@ pytest.importorskip("pycocotools")
 from pycocotools import mask as coco_mask
 from pycocotools.coco import COCO
 
-from vimunet.data import livecell
-from vimunet.data.livecell import livecell_samples, polygons_to_labels
+from vimunet.datasets import livecell
+from vimunet.datasets.livecell import livecell_samples, polygons_to_labels
 
 
 def box(top, left, height, width, crowd=0, area=None):
@@ -335,3 +335,38 @@ def test_real_images(shared_data, split, images, objects):
         assert np.median(ious) > 0.9
         assert np.mean(np.array(ious) > 0.5) > 0.97
     assert objects - 12 <= found <= objects
+
+
+def test_an_image_under_two_ids_is_listed_once_with_the_first_labels(tmp_path, caplog):
+    file = make_data(tmp_path)
+    content = json.loads(file.read_text())
+    twice = {**content["images"][2], "id": 123}  # three objects under its first id
+    content["images"].append(twice)
+    content["annotations"].append({"id": 50, "image_id": 123, **box(0, 0, 9, 9)})
+    file.write_text(json.dumps(content))
+    samples = livecell_samples(tmp_path, "train")
+    assert [(s.name, s.read()[1].max()) for s in samples] == [
+        ("A172_1", 1),
+        ("BV2_2", 2),
+        ("BV2_10", 3),
+    ]
+    assert "1 images of " in caplog.text
+    assert "the annotations of the first are taken: BV2_10.tif." in caplog.text
+
+
+@pytest.mark.parametrize("outline", [[], [[]], [[5, 5]], [[5, 5, 9, 9]], [[5, 5, 9, 9], []]])
+def test_polygons_without_area_cover_nothing(outline):
+    nothing = {"segmentation": outline, "area": 1, "iscrowd": 0}
+    labels = polygons_to_labels([nothing, box(1, 2, 3, 4)], (9, 11), min_size=0)
+    np.testing.assert_array_equal(
+        labels, polygons_to_labels([box(1, 2, 3, 4)], (9, 11), min_size=0)
+    )
+    both = {**nothing, "segmentation": [*outline, *box(1, 2, 3, 4)["segmentation"]]}
+    np.testing.assert_array_equal(polygons_to_labels([both], (9, 11), min_size=0), labels)
+
+
+@pytest.mark.parametrize("outline", ["abc", {"size": [9, 11]}, [["a"] * 8], {"counts": 7}])
+def test_an_outline_that_is_none_is_named(outline):
+    wrong = {"id": 4711, "segmentation": outline, "area": 1, "iscrowd": 0}
+    with pytest.raises(ValueError, match="The outline of annotation 4711 must be polygons or run"):
+        polygons_to_labels([box(1, 2, 3, 4), wrong], (9, 11))

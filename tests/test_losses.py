@@ -7,8 +7,15 @@ import numpy as np
 import pytest
 import torch
 
-from vimunet.losses import bce_dice_loss, ce_dice_loss, dice_distance_loss, dice_loss, loss_for
-from vimunet.representation import Boundaries, Distances, Semantic
+from vimunet.representations.boundaries import Boundaries
+from vimunet.representations.distances import Distances
+from vimunet.representations.losses import (
+    bce_dice_loss,
+    ce_dice_loss,
+    dice_distance_loss,
+    dice_loss,
+)
+from vimunet.representations.semantic import Semantic
 
 GOLDEN = json.loads((Path(__file__).parent / "golden" / "targets.json").read_text())["losses"]
 BOTH = (2, 2, 6, 7)
@@ -110,7 +117,7 @@ def test_sums_are_float32_under_autocast(dtype):
     logits = torch.full(shape, 20.0, dtype=dtype)
     target = torch.ones(shape)
     with torch.autocast("cpu", dtype):
-        value = loss_for(Boundaries(foreground=False))(logits, target)
+        value = Boundaries(foreground=False).loss(logits, target)
     assert value.dtype == torch.float32
     assert value.item() == pytest.approx(0, abs=1e-6)
 
@@ -118,7 +125,7 @@ def test_sums_are_float32_under_autocast(dtype):
 def test_low_precision_is_left_before_the_sigmoid_and_before_the_sums():
     prediction, target = formula((2, 1, 64, 64))
     logits = torch.logit(prediction).bfloat16()
-    loss = loss_for(Boundaries(foreground=False))
+    loss = Boundaries(foreground=False).loss
     assert loss(logits, target).item() == loss(logits.float(), target).item()
     low = prediction.bfloat16()
     assert dice_loss(low, target).dtype == torch.float32
@@ -133,15 +140,15 @@ def test_low_precision_is_left_before_the_sigmoid_and_before_the_sums():
         (Distances(), dice_distance_loss, formula_distances),
     ],
 )
-def test_loss_for_applies_the_sigmoid(representation, loss, inputs):
+def test_the_loss_of_a_representation_applies_the_sigmoid(representation, loss, inputs):
     prediction, target = inputs()
-    value = loss_for(representation)(torch.logit(prediction), target)
+    value = representation.loss(torch.logit(prediction), target)
     assert value.item() == pytest.approx(loss(prediction, target).item(), rel=1e-12)
 
 
 def test_loss_of_extreme_logits_has_finite_gradients():
     logits = torch.tensor([-1e4, 1e4, 0.0, 50.0]).reshape(1, 1, 2, 2).requires_grad_()
-    loss_for(Boundaries(foreground=False))(logits, torch.ones(1, 1, 2, 2)).backward()
+    Boundaries(foreground=False).loss(logits, torch.ones(1, 1, 2, 2)).backward()
     assert torch.isfinite(logits.grad).all()
 
 
@@ -248,8 +255,11 @@ def test_nothing_there_and_nothing_predicted_costs_nothing():
 
 
 def test_the_representation_chooses():
-    assert loss_for(Semantic()) is bce_dice_loss
-    assert loss_for(Semantic(4)) is ce_dice_loss
+    target = torch.tensor([1.0, 0.0, 1.0, 1.0]).reshape(1, 1, 2, 2)
+    logits = torch.linspace(-2, 3, 4).reshape(1, 1, 2, 2)
+    assert Semantic().loss(logits, target) == bce_dice_loss(logits, target)
+    several, classes = logits.repeat(1, 4, 1, 1), torch.eye(4).reshape(1, 4, 2, 2)
+    assert Semantic(4).loss(several, classes) == ce_dice_loss(several, classes)
 
 
 def test_wrong_inputs_are_named():
@@ -257,11 +267,9 @@ def test_wrong_inputs_are_named():
         bce_dice_loss(torch.zeros(1, 2, 4, 4), torch.zeros(1, 1, 4, 4))
     with pytest.raises(ValueError, match="`logits` and `target` must have the same shape"):
         ce_dice_loss(torch.zeros(1, 2, 4, 4), torch.zeros(1, 4, 4))
-    with pytest.raises(ValueError, match=r"same shape \(b, m, y, x\), got \(2, 1, 4, 4\) and"):
+    with pytest.raises(ValueError, match=r"\(b, m, \[z,\] y, x\), got \(2, 1, 4, 4\) and"):
         dice_loss(torch.zeros(2, 1, 4, 4), torch.zeros(2, 2, 4, 4))
     with pytest.raises(ValueError, match=r"got \(1, 4, 4\) and \(1, 4, 4\)"):
         dice_loss(torch.zeros(1, 4, 4), torch.zeros(1, 4, 4))
     with pytest.raises(ValueError, match="3 maps .* got 2"):
         dice_distance_loss(torch.zeros(2, 2, 4, 4), torch.zeros(2, 2, 4, 4))
-    with pytest.raises(TypeError, match="must be Boundaries, Distances or Semantic, got str"):
-        loss_for("boundaries")

@@ -5,9 +5,12 @@ import warnings
 
 import numpy as np
 import pytest
+import tifffile
 
-from vimunet.evaluation import evaluate
-from vimunet.measurement import measure, score, write_csv
+from vimunet.io.tables import write_columns as write_csv
+from vimunet.objects.measurement import measure
+from vimunet.scores.objects import evaluate_objects as evaluate
+from vimunet.scores.objects import evaluate_stack as score
 
 
 def ellipse(shape, row, column, a, b, degrees):
@@ -59,28 +62,18 @@ def test_each_side_of_the_border_is_touched():
 
 
 def test_physical_units(labels):
-    pixels, physical = measure(labels), measure(labels, scale=(0.5, 0.5), units="micrometer")
+    pixels, physical = measure(labels), measure(labels, spacing=0.5)
     np.testing.assert_allclose(physical["area_um2"], pixels["area_px2"] / 4)
     for name in ("y", "x", "diameter", "major_axis", "minor_axis", "perimeter"):
         np.testing.assert_allclose(physical[f"{name}_um"], pixels[f"{name}_px"] / 2)
     for name in ("y_px", "x_px", "solidity", "circularity", "eccentricity"):
         np.testing.assert_allclose(physical[name], pixels[name])
-    assert "area_nm2" in measure(labels, scale=(5, 5), units="nm")
-    assert "area_px2" in measure(labels, units="um")  # without a scale nothing is known
-
-
-def test_a_scale_without_unit_is_not_used(labels):
-    """As napari gives it: unit pixel, whatever the scale."""
-    pixels, scaled = measure(labels), measure(labels, scale=(0.5, 0.25), units="pixel")
-    assert list(scaled) == list(pixels)
-    for name, column in pixels.items():
-        np.testing.assert_array_equal(scaled[name], column)
 
 
 def test_pixels_that_are_not_square():
     """A disc of radius 20 whose rows are twice as high is an ellipse of half axes 40 and 20."""
     labels = ellipse((60, 60), 30, 30, 20, 20, 0).astype(np.uint8)
-    table = measure(labels, scale=(2, 1), units="um")
+    table = measure(labels, spacing=(2, 1))
     assert table["area_um2"][0] == pytest.approx(np.pi * 800, rel=0.01)
     assert table["y_um"][0] == pytest.approx(60)
     assert table["major_axis_um"][0] == pytest.approx(80, rel=0.01)
@@ -101,8 +94,8 @@ def test_intensities(labels, rng):
 def test_intensities_of_channels_and_stacks(labels, rng):
     image = rng.normal(100, 20, (2, *labels.shape, 3))
     stack = np.stack([labels, np.where(labels == 3, 0, labels)])
-    table = measure(stack, image)
-    assert table["slice"].tolist() == [0, 0, 0, 1, 1]
+    table = measure(stack, image, axes="tyx")
+    assert table["t"].tolist() == [0, 0, 0, 1, 1]
     assert table["label"].tolist() == [3, 8, 700, 8, 700]
     assert table["mean_intensity_c2"][3] == pytest.approx(image[1, ..., 2][labels == 8].mean())
     one = measure(labels, image[0, ..., 1])
@@ -128,14 +121,14 @@ def test_one_pixel_and_nothing():
 def test_wrong_input(labels):
     with pytest.raises(TypeError, match="`labels` must be integers, got bool"):
         measure(labels > 0)
-    with pytest.raises(ValueError, match=r"`labels` must have shape \(y, x\) or \(z, y, x\)"):
+    with pytest.raises(ValueError, match=r"`labels` must have the axes \(y, x\)"):
         measure(labels[0])
     with pytest.raises(ValueError, match=r"shape of `labels` \(120, 160\), got \(120, 159\)"):
         measure(labels, np.zeros((120, 159)))
     with pytest.raises(ValueError, match="at most one more axis"):
         measure(labels, np.zeros((120, 160, 2, 2)))
-    with pytest.raises(ValueError, match=r"`scale` must be two positive numbers, got \(0.0, 1.0\)"):
-        measure(labels, scale=(0, 1))
+    with pytest.raises(ValueError, match=r"`spacing` must be positive, got \(0, 1\)"):
+        measure(labels, spacing=(0, 1))
 
 
 def test_score_by_hand():
@@ -161,7 +154,7 @@ def test_score_of_a_stack_takes_each_slice_by_itself():
 
 
 def test_table_on_disk(labels, tmp_path):
-    table = measure(labels, scale=(0.5, 0.5), units="µm")
+    table = measure(labels, spacing=0.5)
     table["circularity"][1] = np.nan
     path = tmp_path / "new folder" / "objects.csv"
     for _ in range(2):  # an existing file is replaced
@@ -177,3 +170,14 @@ def test_table_on_disk(labels, tmp_path):
         write_csv(path, {"a": [1, 2], "b": [1]})
     assert len(path.read_text(encoding="utf-8-sig").splitlines()) == 4
     assert [item.name for item in path.parent.iterdir()] == ["objects.csv"]
+
+
+def test_labels_in_memory_and_an_image_on_disk(labels, tmp_path, rng):
+    image = rng.integers(0, 255, labels.shape, np.uint8)
+    size = {"PhysicalSizeY": 0.5, "PhysicalSizeX": 0.5}
+    tifffile.imwrite(tmp_path / "a.ome.tif", image, metadata={"axes": "YX", **size})
+    found = measure(labels, tmp_path / "a.ome.tif")
+    expected = measure(labels, image, spacing=0.5)
+    assert found.keys() == expected.keys()
+    for name in found:
+        np.testing.assert_array_equal(found[name], expected[name])

@@ -68,8 +68,8 @@ def build(name: str, in_channels: int = 1, out_channels: int = 2, **options) -> 
 
 def sides(network: nn.Module, rows: int = 2, columns: int = 3) -> tuple[int, int]:
     """Height and width of a small image that the network takes: 32 and 48 for most of them."""
-    side = 16 if network.stride == 1 else network.stride
-    return rows * side, columns * side
+    side_y, side_x = (16 if stride == 1 else stride for stride in network.stride)
+    return rows * side_y, columns * side_x
 
 
 @OWN
@@ -149,7 +149,7 @@ def test_float64_and_bfloat16_agree_with_float32(name, options):
 @OWN
 def test_size_that_does_not_fit_is_explained(name, options):
     network = build(name, **options)
-    stride = network.stride
+    stride, _ = network.stride
     message = (
         rf"Image size \({stride + 1}, {stride}\) must be divisible by {stride}\. "
         rf"Pad it to \({2 * stride}, {stride}\), or call `predict`, which pads for you\."
@@ -167,7 +167,7 @@ def test_size_that_does_not_fit_is_explained(name, options):
 @OWN
 def test_smallest_image(name, options):
     network = build(name, **options)
-    assert network(torch.randn(1, 1, network.stride, network.stride)).isfinite().all()
+    assert network(torch.randn(1, 1, *network.stride)).isfinite().all()
 
 
 @pytest.mark.parametrize(
@@ -223,7 +223,7 @@ def test_our_parameter_counts(name, options, count):
 @pytest.mark.parametrize(("name", "options"), PUBLISHED[:4], ids=identify)
 def test_published_networks_pad_with_zeros_and_crop(name, options):
     network = build(name, **options).eval()
-    assert (network.stride, network.max_size) == (1, 64)
+    assert (network.stride, network.max_size) == ((1, 1), (64, 64))
     image = torch.randn(1, 1, 37, 50)
     padded = F.pad(image, (0, 14, 0, 27))
     with torch.no_grad():
@@ -272,7 +272,7 @@ def test_sam_statistics():
         (
             "unet",
             {"feature": 8},
-            "Unknown option 'feature' of model 'unet'. Known: depth, features",
+            "Unknown option 'feature' of model 'unet'. Known: axes, depth, features",
         ),
         ("unet", {"upsampling": "nearest"}, "Unknown `upsampling` 'nearest'. Known: bilinear"),
         (

@@ -24,9 +24,9 @@ from vimunet.bridges.nnunet import (
     to_labels,
     write_dataset,
 )
-from vimunet.data.folder import read_labels
-from vimunet.evaluation import mean_segmentation_accuracy
-from vimunet.representation import Boundaries
+from vimunet.io.formats import read_labels
+from vimunet.representations.boundaries import Boundaries
+from vimunet.scores.objects import mean_segmentation_accuracy
 
 REAL = Path(__file__).parent / "files" / "nnunet"
 
@@ -66,7 +66,7 @@ def test_fair_classes_keep_the_boundary_inside():
 
 def test_published_classes_have_it_on_both_sides():
     assert np.array_equal(
-        to_classes(TWO_CELLS, protocol="paper"),
+        to_classes(TWO_CELLS, protocol="published"),
         picture("""
             02222222220
             22222222222
@@ -81,7 +81,7 @@ def test_boundary_only():
     labels = picture("0001111 0001111 0001111 2222222 2222222")
     published = picture("0011000 0011000 2211222 2222222 0000000".replace("2", "1"))
     published[2, :2] = 1
-    assert np.array_equal(to_classes(labels, "boundary", "paper"), published)
+    assert np.array_equal(to_classes(labels, "boundary", "published"), published)
     assert np.array_equal(to_classes(labels, "boundary"), published | (labels == 0))
 
 
@@ -95,7 +95,7 @@ def test_a_narrow_piece_of_interior_is_boundary():
     assert (classes[3:9, 3:9] == 1).all()
     assert (classes[:, 10:][cell[:, 10:] > 0] == 2).all()
     assert to_labels(hard(classes, 3)).max() == 1
-    assert to_labels(hard(to_classes(cell, protocol="paper"), 3)).max() == 1
+    assert to_labels(hard(to_classes(cell, protocol="published"), 3)).max() == 1
 
 
 def test_an_object_keeps_its_only_interior_however_narrow():
@@ -129,7 +129,7 @@ def test_every_object_has_interior_and_nothing_else_has(rng):
 
 
 def test_images_without_objects_or_without_background():
-    for kind, protocol in (("boundaries", "fair"), ("boundaries", "paper")):
+    for kind, protocol in (("boundaries", "fair"), ("boundaries", "published")):
         assert not to_classes(np.zeros((5, 6), int), kind, protocol).any()
         assert (to_classes(np.full((5, 6), 4), kind, protocol) == 1).all()
 
@@ -138,7 +138,7 @@ def test_images_without_objects_or_without_background():
     ("choice", "message"),
     [
         ({"representation": "distances"}, "Unknown `representation` 'distances'. Known: bound"),
-        ({"protocol": "best"}, "Unknown `protocol` 'best'. Known: fair, paper"),
+        ({"protocol": "best"}, "Unknown protocol 'best'. Known: fair, published"),
     ],
 )
 def test_unknown_choices(choice, message):
@@ -156,7 +156,7 @@ def test_fair_objects_come_back_whole():
 
 def test_published_objects_lose_their_rim():
     big = np.kron(TWO_CELLS, np.ones((5, 5), int))
-    back = to_labels(hard(to_classes(big, protocol="paper"), 3), protocol="paper")
+    back = to_labels(hard(to_classes(big, protocol="published"), 3), protocol="published")
     rimless = big.copy()
     rimless[Boundaries().encode(big)[1] > 0] = 0
     assert np.array_equal(back, rimless)
@@ -170,12 +170,12 @@ def test_probabilities_decide_between_classes():
     edge = classes == 2
     unsure[:, edge] = np.array([0.4, 0.25, 0.35])[:, None]  # background wins alone, not together
     assert np.array_equal(to_labels(unsure), big)
-    assert np.array_equal(to_labels(unsure, protocol="paper") > 0, classes == 1)
+    assert np.array_equal(to_labels(unsure, protocol="published") > 0, classes == 1)
 
 
 def test_boundary_only_grows_over_the_boundary():
     stripes = np.repeat([1, 2, 3], 12)[None].repeat(30, axis=0)
-    for protocol in ("fair", "paper"):
+    for protocol in ("fair", "published"):
         classes = to_classes(stripes, "boundary", protocol)
         assert np.array_equal(to_labels(hard(classes, 2), protocol=protocol), stripes)
 
@@ -199,14 +199,14 @@ def test_other_classes_are_no_objects(count, classes):
 
 
 def test_perfect_classes_of_real_cells(samples):
-    scores = {"fair": [], "paper": []}
+    scores = {"fair": [], "published": []}
     for file in sorted((samples / "phase" / "test" / "labels").glob("*.tif")):
         labels = read_labels(file)
         for protocol, found in scores.items():
             back = to_labels(hard(to_classes(labels, protocol=protocol), 3), protocol=protocol)
             found.append(mean_segmentation_accuracy(back, labels))
     assert np.mean(scores["fair"]) > 0.95
-    assert np.mean(scores["paper"]) < np.mean(scores["fair"]) - 0.1
+    assert np.mean(scores["published"]) < np.mean(scores["fair"]) - 0.1
 
 
 # --- data sets -----------------------------------------------------------------------------------
@@ -293,7 +293,7 @@ def test_published_classes_of_neurites(cells, tmp_path, monkeypatch):
         dataset_id=999,
         name="EM",
         representation="boundary",
-        protocol="paper",
+        protocol="published",
         channel_names=["noNorm"],
     )
     assert (done.val, done.test, done.split) == ((), (), None)
@@ -304,7 +304,7 @@ def test_published_classes_of_neurites(cells, tmp_path, monkeypatch):
     assert description["channel_names"] == {"0": "noNorm"}
     labels = imread(cells["labels"] / "a.tif")
     stored = imread(done.folder / "labelsTr" / "a.tif")
-    assert np.array_equal(stored, to_classes(labels, "boundary", "paper"))
+    assert np.array_equal(stored, to_classes(labels, "boundary", "published"))
 
 
 def test_channels(cells, tmp_path, rng):
@@ -377,7 +377,7 @@ def test_stacks_become_slices(cells, tmp_path):
         ({"name": "../x"}, "`name` must consist of letters"),
         ({"name": ""}, "`name` must consist of letters"),
         ({"name": "two words"}, "`name` must consist of letters"),
-        ({"protocol": "new"}, "Unknown `protocol` 'new'"),
+        ({"protocol": "new"}, "Unknown protocol 'new'"),
         ({"representation": "maps"}, "Unknown `representation` 'maps'"),
         ({"channel_names": ["a", "b"]}, r"`channel_names` must name 1 channel, got \['a', 'b'\]"),
         ({"val_labels": None}, "`val_images` and `val_labels` must be given together"),
@@ -431,7 +431,7 @@ def test_a_failed_replacement_leaves_the_old_data_set(cells, tmp_path):
     folder = write_dataset(**arguments).folder
     before = {name: (folder / name).read_bytes() for name in files_in(folder)}
     (cells["test_images"] / "broken.png").write_bytes(b"no image")
-    with pytest.raises(OSError, match=r"broken\.png"):
+    with pytest.raises(ValueError, match=r"broken\.png"):
         write_dataset(**arguments, overwrite=True)
     assert {name: (folder / name).read_bytes() for name in files_in(folder)} == before
     assert [p.name for p in folder.parent.iterdir()] == [folder.name]
@@ -452,8 +452,8 @@ def test_files_of_nnunet_itself():
     fair = read_prediction(found["set45_200"])
     assert np.array_equal(fair, Boundaries().decode([stored[1:, 0].sum(axis=0), stored[2, 0]]))
     assert fair.max() > 0
-    paper = read_prediction(found["set45_200"], protocol="paper")
-    assert np.array_equal(paper, read_prediction(REAL / "set45_200.tif", protocol="paper"))
+    paper = read_prediction(found["set45_200"], protocol="published")
+    assert np.array_equal(paper, read_prediction(REAL / "set45_200.tif", protocol="published"))
     assert not (paper[classes != 1]).any()
 
 

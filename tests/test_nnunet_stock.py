@@ -20,7 +20,8 @@ from vimunet.bridges.nnunet import (
     read_prediction,
     write_dataset,
 )
-from vimunet.data.folder import find_pairs, read_labels
+from vimunet.io.formats import read_labels
+from vimunet.io.pairs import find_pairs
 
 pytest.importorskip("nnunetv2", reason="needs nnU-Net: run `make nnunet`")
 pytestmark = pytest.mark.slow
@@ -129,7 +130,7 @@ def test_our_networks_train_and_predict_in_stock_nnunet(planned, name):
     for file in found.values():
         assert file.suffix == ".npz"
         assert read_prediction(file).shape == TEST_SHAPE
-        assert read_prediction(file.with_suffix(".tif"), protocol="paper").shape == TEST_SHAPE
+        assert read_prediction(file.with_suffix(".tif"), protocol="published").shape == TEST_SHAPE
 
 
 def test_the_split_is_ours(planned):

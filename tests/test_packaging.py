@@ -42,6 +42,8 @@ def test_base_install_is_small():
         "tifffile",
         "imagecodecs",
         "h5py",
+        "jinja2",
+        "lazy-loader",
         "zarr",
         "safetensors",
         "pooch",

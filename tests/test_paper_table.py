@@ -1,5 +1,6 @@
 """The paper's table: what is run, for how long, and what the table says."""
 
+import csv
 import json
 import shutil
 import sys
@@ -11,13 +12,17 @@ import torch
 
 pytest.importorskip("matplotlib")
 
+from vimunet.cli import parse
+
 ROOT = Path(__file__).resolve().parents[1]
-STORED = ROOT / "experiments" / "results" / "standins"
+RESULTS = ROOT / "experiments" / "results"
 
 
 @pytest.fixture
 def table(monkeypatch):
     """The script as a module, whose trainings are noted and pretended."""
+    monkeypatch.syspath_prepend(str(ROOT / "experiments"))
+    monkeypatch.delitem(sys.modules, "keep", raising=False)
     spec = util.spec_from_file_location("paper_table", ROOT / "experiments" / "paper_table.py")
     module = util.module_from_spec(spec)
     monkeypatch.setitem(sys.modules, "paper_table", module)
@@ -47,8 +52,9 @@ def test_time_leaves_out_warming_up_and_the_last_iteration(table, monkeypatch, t
     assert all(0 <= measured["prediction"] < 1 for measured in seconds.values())
     iterations = {model: measured["iteration"] for model, measured in seconds.items()}
     assert iterations == pytest.approx(dict.fromkeys(table.MODELS, 2.0) | {"unet": 0.5})
-    del seconds["vim_t"]
-    (tmp_path / table.SECONDS).write_text(json.dumps(seconds))
+    lines = (tmp_path / table.SECONDS).read_text().splitlines()
+    kept = [line for line in lines if not line.startswith("vim_t,")]
+    (tmp_path / table.SECONDS).write_text("\n".join(kept))
     with pytest.raises(FileNotFoundError, match="got none for vim_t. Run `paper_table.py time` f"):
         table.measured_seconds(tmp_path)
 
@@ -62,20 +68,44 @@ def test_an_interrupted_run_goes_on_and_one_without_state_begins_again(table, tm
     assert "--resume" in table.training(run, folder, tmp_path, 10)
 
 
+def read_rows(file):
+    with file.open(newline="") as opened:
+        return list(csv.DictReader(opened))
+
+
+def summary_of(run):
+    """What `evaluate.py` wrote for a run, as far as it was kept."""
+    (row,) = (row for row in read_rows(RESULTS / "runs.csv") if row["run"] == run)
+    config = {"model": row["model"], "seed": int(row["seed"]), "precision": row["precision"]}
+    config |= {name: json.loads(row[name]) for name in ("model_args", "representation")}
+    info = {"training_data": "stand-in for CREMI", "iteration": int(row["iteration"])}
+    info |= {name: row[name] for name in ("licence", "version", "commit")} | {"config": config}
+    summary = {"info": info, "tuned": json.loads(row["tuned"]), "val": {}, "test": {}}
+    for scores in read_rows(RESULTS / "scores.csv"):
+        if scores["run"] == run:
+            low, high = float(scores["mSA low"]), float(scores["mSA high"])
+            summary[scores["split"]][scores["recipe"]] = {
+                "images": int(scores["images"]),
+                "mean": {"mSA": float(scores["mSA"])},
+                "confidence": {"mSA": [low, high]},
+            }
+    return summary
+
+
 def test_table_of_finished_runs(table, tmp_path):
     for name, stored in (
         ("em_boundaries_unet_0", "em_unet"),
         ("em_boundaries_vim_t_0", "em_vim_t"),
     ):
         (tmp_path / name / "scores").mkdir(parents=True)
-        shutil.copy(STORED / stored / "summary.json", tmp_path / name / "scores")
+        file = tmp_path / name / "scores" / "summary.json"
+        file.write_text(json.dumps(summary_of(stored)))
         (tmp_path / name / "peak_kilobytes").write_text(str(3 * 2**20))
-    (tmp_path / table.SECONDS).write_text(
-        json.dumps(dict.fromkeys(table.MODELS, {"iteration": 0.75, "prediction": 0.25}))
-    )
-    table.keep(tmp_path, tmp_path / "out" / table.KEPT)
+    lines = [f"{model},0.75,0.25" for model in table.MODELS]
+    (tmp_path / table.SECONDS).write_text("\n".join(["model,iteration,prediction", *lines]))
+    table.keep(tmp_path, tmp_path / "out")
     shutil.rmtree(tmp_path / "em_boundaries_unet_0")  # a report needs what was kept, no runs
-    table.keep(tmp_path, tmp_path / "out" / table.KEPT)
+    table.keep(tmp_path, tmp_path / "out")
     table.report(tmp_path / "out")
     text = (tmp_path / "out" / "paper_table.md").read_text()
     unet = next(line for line in text.splitlines() if line.startswith("| `unet`"))
@@ -85,6 +115,26 @@ def test_table_of_finished_runs(table, tmp_path):
     assert cells[7:9] == [".670", ".642 (.622-.662)"]
     assert cells[-2:] == ["0.25", ".354"]
     assert "Not made yet: em_boundaries_unetr_b_0, em_boundaries_vim_s_0, " in text
-    info = json.loads((STORED / "em_unet" / "summary.json").read_text())["info"]
-    assert f"Ceiling of the test images: .939. Weights: {info['licence']}." in text
+    licence = summary_of("em_unet")["info"]["licence"]
+    assert f"Ceiling of the test images: .939. Weights: {licence}." in text
     assert (tmp_path / "out" / "paper_table.png").stat().st_size > 5000
+
+
+def test_the_table_can_be_made_again_from_what_is_kept(table, tmp_path):
+    for name in ("runs.csv", "scores.csv", table.SECONDS):
+        shutil.copy(RESULTS / name, tmp_path)
+    table.report(tmp_path)
+    assert (tmp_path / "paper_table.md").read_text() == (RESULTS / "paper_table.md").read_text()
+
+
+def test_each_run_is_a_command_of_vimunet(table, tmp_path):
+    """Which takes all of its flags; neurites learn the boundary alone."""
+    for run in table.RUNS:
+        python, minus_m, program, *arguments = table.training(run, tmp_path / "run", tmp_path, 10)
+        assert (python, minus_m, program) == (sys.executable, "-m", "vimunet")
+        options = parse(arguments)
+        assert options.dataset == {"em": "cremi_sample", "phase": "livecell_sample"}[run.data]
+        assert options.representation == ("boundary" if run.data == "em" else run.form)
+        assert (options.model, options.seed, options.iterations) == (run.model, run.seed, 10)
+        planned = ["image_size=256"] if run.model.startswith("umamba") else []
+        assert options.option == planned

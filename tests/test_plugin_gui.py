@@ -19,9 +19,19 @@ import numpy as np
 import pytest
 import tifffile
 import torch
+from flows import Flows
 
 import vimunet
-from vimunet.representation import Boundaries, Distances
+from vimunet.interactive.prediction import CancelledError
+from vimunet.objects import editing
+from vimunet.representations import (
+    REPRESENTATIONS,
+    Boundaries,
+    Distances,
+    Landscape,
+    Semantic,
+)
+from vimunet.training.fine_tuning import FineTuned, Step
 
 pytest.importorskip("napari", reason="the plugin needs napari: pip install '.[dev]'")
 # In a process of its own, which Qt ends if there is no screen or a library for it is missing.
@@ -37,19 +47,17 @@ pytest.importorskip("pytestqt", reason="the plugin's tests need pytest-qt: pip i
 
 import napari
 from napari.utils.notifications import notification_manager
-from napari_vimunet import _reader, _tasks, correction
+from napari_vimunet import _reader, _tasks
 from napari_vimunet._correct_tab import STROKE, TOOLS
 from napari_vimunet._sample_data import nuclei
 from napari_vimunet._widget import VimunetWidget
 from napari_vimunet._writer import save_labels
 from napari_vimunet.layers import camera
-from napari_vimunet.retraining import Retrained, Step
-from napari_vimunet.segmentation import CancelledError
 from npe2 import PluginManager, PluginManifest
 from qtpy.QtCore import QMimeData, QPoint, Qt, QUrl
 from qtpy.QtGui import QDropEvent
 
-MANIFEST = Path(correction.__file__).with_name("napari.yaml")
+MANIFEST = Path(_tasks.__file__).with_name("napari.yaml")
 WAIT = 60_000
 """Most milliseconds that a test waits for something in the background."""
 
@@ -86,13 +94,19 @@ def widget(viewer, qtbot):
     """The plugin, docked in a viewer, with its list of models filled."""
     made = VimunetWidget(viewer)
     viewer.window.add_dock_widget(made, name="vimunet")
-    qtbot.waitUntil(lambda: made.models.box.isEnabled(), timeout=WAIT)
+    qtbot.waitUntil(lambda: made.workspace.models.box.isEnabled(), timeout=WAIT)
     yield made
     with suppress(RuntimeError, LookupError):  # the test has closed it already
-        made.tasks.cancel()
+        made.workspace.tasks.cancel()
         finish(made, qtbot)
         viewer.window.remove_dock_widget(made)
         made.deleteLater()
+
+
+@pytest.fixture
+def work(widget):
+    """What the tabs share."""
+    return widget.workspace
 
 
 @pytest.fixture
@@ -125,28 +139,24 @@ def slow_model(tmp_path_factory):
 
 
 @pytest.fixture
-def segment(widget, qtbot):
+def segment(widget, work, qtbot):
     """Press Segment and wait for the labels."""
 
     def run():
         widget.segment.button.click()
         finish(widget, qtbot)
-        return widget.labels.layer
+        return work.labels.layer
 
     return run
 
 
 def finish(widget, qtbot):
-    qtbot.waitUntil(lambda: not widget.tasks.running, timeout=WAIT)
+    qtbot.waitUntil(lambda: not widget.workspace.tasks.running, timeout=WAIT)
 
 
 def tuned(widget, qtbot):
     """Wait until the sliders have taken effect."""
-    tune = widget.tune
-    qtbot.waitUntil(
-        lambda: not tune._soon.isActive() and tune._decoding is None and not tune._again,
-        timeout=WAIT,
-    )
+    qtbot.waitUntil(lambda: widget.tune.settled, timeout=WAIT)
 
 
 def messages():
@@ -157,7 +167,7 @@ def first_object(layer):
     """Centre of the pixels of an object, far from its border."""
     labels = np.asarray(layer.data)
     ids, areas = np.unique(labels[labels > 0], return_counts=True)
-    depth = correction._depth(labels == ids[areas.argmax()])
+    depth = editing._depth(labels == ids[areas.argmax()])
     return np.array(np.unravel_index(depth.argmax(), depth.shape), float), ids[areas.argmax()]
 
 
@@ -183,9 +193,9 @@ def test_widget_is_opened_by_napari(viewer, qtbot):
     start = time.process_time()
     _, made = viewer.window.add_plugin_dock_widget("vimunet", "vimunet")
     assert time.process_time() - start < 3
-    qtbot.waitUntil(lambda: made.models.box.isEnabled(), timeout=WAIT)
-    assert made.viewer is viewer
-    assert made.models.box.findText("nuclei") >= 0
+    qtbot.waitUntil(lambda: made.workspace.models.box.isEnabled(), timeout=WAIT)
+    assert made.workspace.viewer is viewer
+    assert made.workspace.models.box.findText("nuclei") >= 0
     assert [made.tabs.tabText(i) for i in range(made.tabs.count())] == [
         "Segment",
         "Tune",
@@ -195,7 +205,7 @@ def test_widget_is_opened_by_napari(viewer, qtbot):
     ]
 
 
-def test_without_image_each_button_says_what_to_do(widget):
+def test_without_image_each_button_says_what_to_do(widget, work):
     for press, hint in (
         (widget.segment.button, "Open Sample"),
         (widget.train.add_button, "Press Segment first"),
@@ -205,7 +215,7 @@ def test_without_image_each_button_says_what_to_do(widget):
         notification_manager.records.clear()
         press.click()
         assert any(hint in message for message in messages()), (hint, messages())
-    assert not widget.tasks.running
+    assert not work.tasks.running
 
 
 # Segment
@@ -230,22 +240,22 @@ def test_segmenting_again_uses_the_same_layer(viewer, cells, segment):
     assert len(viewer.layers) == 2
 
 
-def test_slices_are_predicted_again_as_they_were(viewer, widget, cells, segment, qtbot):
+def test_slices_are_predicted_again_as_they_were(viewer, widget, work, cells, segment, qtbot):
     viewer.add_image(np.stack([cells, cells[::-1]]), name="stack")
     widget.segment.slices.setCurrentIndex(1)
     first = segment()
     widget.segment.scale.setValue(2)
     second = segment()
     assert second is not first
-    scales = [widget.session.source(layer).options.scale for layer in (first, second)]
+    scales = [work.session.source(layer).options.scale for layer in (first, second)]
     assert scales == [1, 2]
     assert np.array_equal(
         second.data[0] > 0, vimunet.segment(cells, vimunet.load_model("nuclei"), scale=2) > 0
     )
     shown = int(viewer.dims.current_step[0])
     before = second.data[1 - shown].copy()
-    widget.session.maps.forget(widget.session.source(second))
-    state = widget.session.source(second).states[(1 - shown,)]
+    work.session.maps.forget(work.session.source(second))
+    state = work.session.source(second).states[(1 - shown,)]
     state.representation = replace(state.representation, min_size=1000)
     widget.tune.all_button.setEnabled(True)
     widget.tune.all_button.click()
@@ -279,7 +289,7 @@ def test_place_scale_and_units_are_kept(viewer, widget, cells, segment):
     assert layer.axis_labels == image.axis_labels
 
 
-def test_visible_part_of_a_rotated_image_lies_on_it(viewer, widget, cells, segment):
+def test_visible_part_of_a_rotated_image_lies_on_it(viewer, widget, work, cells, segment):
     image = viewer.add_image(
         np.tile(cells, (4, 4)), scale=(2, 3), translate=(5, -7), rotate=30, shear=[0.2]
     )
@@ -287,7 +297,7 @@ def test_visible_part_of_a_rotated_image_lies_on_it(viewer, widget, cells, segme
     camera(viewer).zoom = 2
     widget.segment.region.setCurrentIndex(1)
     layer = segment()
-    (rows, columns) = widget.session.source(layer).box
+    (rows, columns) = work.session.source(layer).box
     assert layer.data.shape == (rows.stop - rows.start, columns.stop - columns.start)
     assert layer.data.size < image.data.size
     corner = (rows.start, columns.start)
@@ -320,13 +330,14 @@ def test_stack_slice_by_slice(viewer, widget, cells, segment):
         assert len(np.unique(labels)) == len(np.unique(expected))
 
 
-def test_channels_of_a_layer(viewer, widget, cells, segment):
+def test_channels_of_a_layer(viewer, widget, work, cells, segment):
     # (t, c, y, x): the cells are in channel 1.
     empty = np.full_like(cells, 20)
     series = np.stack([np.stack([empty, cells]), np.stack([empty, cells[:, ::-1]])])
     viewer.add_image(series, axis_labels=("t", "c", "y", "x"))
-    assert widget.segment.channel_axis.currentData() == 1
-    widget.segment.channel.setCurrentIndex(widget.segment.channel.findData(1))
+    assert work.channels.axis_box.currentData() == 1
+    channels = work.channels.channel_box
+    channels.setCurrentIndex(channels.findData(1))
     assert widget.segment.slices.itemText(1) == "all 2 slices"
     widget.segment.slices.setCurrentIndex(1)
     layer = segment()
@@ -353,7 +364,7 @@ def test_pyramid_is_segmented_in_full_resolution(viewer, cells, segment):
     assert segment().data.shape == cells.shape
 
 
-def test_maps_are_shown_on_demand(viewer, widget, cells, segment):
+def test_maps_are_shown_on_demand(viewer, widget, work, cells, segment):
     viewer.add_image(cells, name="cells", scale=(2, 2))
     layer = segment()
     widget.segment.maps_button.click()
@@ -363,7 +374,7 @@ def test_maps_are_shown_on_demand(viewer, widget, cells, segment):
     assert np.array_equal(maps.data, expected[0])
     assert f"{layer.name}: boundary" in viewer.layers
     assert viewer.layers.selection.active is layer
-    assert widget.images.layer.name == "cells", "the maps are not what to segment next"
+    assert work.images.layer.name == "cells", "the maps are not what to segment next"
 
 
 def test_models_trained_before_are_in_the_list(viewer, qtbot, tmp_path, slow_model, monkeypatch):
@@ -371,32 +382,32 @@ def test_models_trained_before_are_in_the_list(viewer, qtbot, tmp_path, slow_mod
     (tmp_path / "models").mkdir()
     shutil.copy(slow_model, tmp_path / "models" / "mine.safetensors")
     made = VimunetWidget(viewer)
-    qtbot.waitUntil(made.models.box.isEnabled, timeout=WAIT)
-    made.models.box.setCurrentText("mine")
-    assert made.models.choice == str(tmp_path / "models" / "mine.safetensors")
+    qtbot.waitUntil(made.workspace.models.box.isEnabled, timeout=WAIT)
+    made.workspace.models.box.setCurrentText("mine")
+    assert made.workspace.models.choice == str(tmp_path / "models" / "mine.safetensors")
     made.deleteLater()
 
 
-def test_progress_of_tiles_and_options(viewer, widget, cells, qtbot):
+def test_progress_of_tiles_and_options(viewer, widget, work, cells, qtbot):
     viewer.add_image(np.tile(cells, (3, 3)))
     widget.segment.tile_size.setValue(128)
     widget.segment.halo.setValue(16)
     widget.segment.scale.setValue(1.5)
     widget.segment.precision.setCurrentText("float32")
     texts = []
-    show = widget.tasks._show
+    show = work.tasks._show
 
     def watch(progress):
         texts.append((progress.done, progress.total))
         show(progress)
 
-    widget.tasks._show = watch
+    work.tasks._show = watch
     widget.segment.button.click()
     finish(widget, qtbot)
     done = [d for d, total in texts if total]
     assert done == sorted(done)
     assert done[-1] == texts[-1][1] > 4
-    options = widget.session.source(widget.labels.layer).options
+    options = work.session.source(work.labels.layer).options
     assert (options.tile_size, options.halo, options.precision) == (128, 16, "float32")
     assert options.scale == 1.5
 
@@ -409,11 +420,13 @@ def start_long_run(slow_model, rng, qtbot):
     """Starts a run that takes seconds, and comes back in the middle of its first tile."""
 
     def start(widget):
-        image = widget.viewer.add_image(rng.integers(0, 255, (3, 1024, 1024), dtype=np.uint8))
-        widget.models.add_file(slow_model)
+        image = widget.workspace.viewer.add_image(
+            rng.integers(0, 255, (3, 1024, 1024), dtype=np.uint8)
+        )
+        widget.workspace.models.add_file(slow_model)
         widget.segment.slices.setCurrentIndex(1)
         inside = threading.Event()
-        model = widget.session.load_model(str(slow_model.resolve()))
+        model = widget.workspace.session.load_model(str(slow_model.resolve()))
         hook = model.network.register_forward_pre_hook(lambda *_: inside.set())
         widget.segment.button.click()
         qtbot.waitUntil(inside.is_set, timeout=WAIT)
@@ -429,13 +442,13 @@ def long_run(widget, start_long_run):
     return start_long_run(widget)
 
 
-def test_cancel_within_a_second(widget, viewer, long_run, qtbot):
-    assert widget.tasks.cancel_button.isEnabled()
+def test_cancel_within_a_second(widget, work, viewer, long_run, qtbot):
+    assert work.tasks.cancel_button.isEnabled()
     start = time.process_time()
-    widget.tasks.cancel_button.click()
+    work.tasks.cancel_button.click()
     finish(widget, qtbot)
     assert time.process_time() - start < 1
-    assert widget.tasks.text.text() == "Cancelled"
+    assert work.tasks.text.text() == "Cancelled"
     assert list(viewer.layers) == [long_run]
     assert widget.segment.button.isEnabled()
     assert not messages()
@@ -451,27 +464,27 @@ def test_removing_the_image_ends_the_run(widget, viewer, long_run, qtbot):
 def test_closing_the_viewer_ends_the_run(other_viewer, start_long_run, qtbot):
     widget = VimunetWidget(other_viewer)
     other_viewer.window.add_dock_widget(widget, name="vimunet")
-    qtbot.waitUntil(lambda: widget.models.box.isEnabled(), timeout=WAIT)
+    qtbot.waitUntil(lambda: widget.workspace.models.box.isEnabled(), timeout=WAIT)
     start_long_run(widget)
-    task = widget.tasks._task
+    task = widget.workspace.tasks._task
     other_viewer.close()
     qtbot.waitUntil(lambda: not task._thread.is_alive(), timeout=5000)
 
 
-def test_closing_the_dock_ends_the_run(widget, viewer, long_run, qtbot):
-    task = widget.tasks._task
+def test_closing_the_dock_ends_the_run(widget, work, viewer, long_run, qtbot):
+    task = work.tasks._task
     viewer.window.remove_dock_widget(widget)
     widget.close()
     widget.deleteLater()
     qtbot.waitUntil(lambda: not task._thread.is_alive(), timeout=5000)
 
 
-def test_changing_the_image_in_mid_run(widget, viewer, cells, qtbot):
+def test_changing_the_image_in_mid_run(widget, work, viewer, cells, qtbot):
     """The result belongs to the image that was chosen when the button was pressed."""
     first = viewer.add_image(cells, name="first")
     widget.segment.button.click()
     other = viewer.add_image(cells[:60], name="other")
-    assert widget.images.layer is other
+    assert work.images.layer is other
     first.data = np.zeros((30, 30), np.uint8)
     finish(widget, qtbot)
     layer = viewer.layers["first (nuclei)"]
@@ -501,21 +514,21 @@ def test_labels_corrected_in_mid_run_stay(widget, viewer, cells, qtbot):
     assert layer.data[4].any()
 
 
-def test_second_click_while_running(widget, long_run, qtbot):
+def test_second_click_while_running(widget, work, long_run, qtbot):
     assert not widget.segment.button.isEnabled()
     with pytest.raises(ValueError, match="Another task is running"):
-        widget.tasks.run("Second", lambda task: None, lambda _: None)
-    widget.tasks.cancel()
+        work.tasks.run("Second", lambda task: None, lambda _: None)
+    work.tasks.cancel()
     finish(widget, qtbot)
 
 
-def test_broken_model_file(widget, viewer, cells, tmp_path, qtbot):
+def test_broken_model_file(widget, work, viewer, cells, tmp_path, qtbot):
     broken = tmp_path / "broken.safetensors"
     broken.write_bytes(b"not a model at all")
     viewer.add_image(cells)
     mine = viewer.add_labels((cells > 60).astype(int), name="mine")
     before = mine.data.copy()
-    widget.models.add_file(broken)
+    work.models.add_file(broken)
     widget.segment.button.click()
     finish(widget, qtbot)
     assert any("must be a safetensors file" in message for message in messages())
@@ -570,7 +583,7 @@ def test_missing_pixels_are_background(viewer, cells, segment):
     assert not layer.data[60:].any()
 
 
-def test_huge_lazy_image_is_read_only_where_it_is_seen(viewer, widget, cells, segment, qtbot):
+def test_huge_lazy_image_is_read_only_where_it_is_seen(viewer, widget, work, cells, segment, qtbot):
     dask_array = pytest.importorskip("dask.array")
     read = []
 
@@ -598,7 +611,7 @@ def test_huge_lazy_image_is_read_only_where_it_is_seen(viewer, widget, cells, se
     camera(viewer).zoom = 0.01
     widget.segment.button.click()
     assert any("at most 100 megapixels" in message for message in messages())
-    assert not widget.tasks.running
+    assert not work.tasks.running
 
 
 def test_lazy_stack_reads_the_shown_slice_alone(viewer, cells, segment, tmp_path):
@@ -617,7 +630,7 @@ def test_lazy_stack_reads_the_shown_slice_alone(viewer, cells, segment, tmp_path
 # Models
 
 
-def test_dropped_files(viewer, widget, slow_model, tmp_path, cells, qtbot):
+def test_dropped_files(viewer, widget, work, slow_model, tmp_path, cells, qtbot):
     def drop(path):
         data = QMimeData()
         data.setUrls([QUrl.fromLocalFile(str(path))])
@@ -632,11 +645,11 @@ def test_dropped_files(viewer, widget, slow_model, tmp_path, cells, qtbot):
         )
 
     drop(slow_model)
-    assert widget.models.choice == str(slow_model.resolve())
-    assert widget.models.box.currentText() == "slow"
+    assert work.models.choice == str(slow_model.resolve())
+    assert work.models.box.currentText() == "slow"
     drop(tmp_path / "old.pt")
     assert any("vimunet convert" in message for message in messages())
-    assert widget.models.choice == str(slow_model.resolve())
+    assert work.models.choice == str(slow_model.resolve())
 
 
 # Tune
@@ -664,7 +677,7 @@ def test_sliders_read_the_maps_again(viewer, widget, cells, segment, qtbot):
     assert np.array_equal(layer.data, model.representation.decode(maps))
 
 
-def test_tuning_keeps_corrections(viewer, widget, cells, segment, qtbot):
+def test_tuning_keeps_corrections(viewer, widget, work, cells, segment, qtbot):
     viewer.add_image(cells)
     layer = segment()
     widget.correct.edit("delete", first_object(layer)[0][None])
@@ -673,17 +686,17 @@ def test_tuning_keeps_corrections(viewer, widget, cells, segment, qtbot):
     layer.redo()
     widget.tune.slider("foreground_threshold").setValue(0.7)
     tuned(widget, qtbot)
-    other = widget.labels.layer
+    other = work.labels.layer
     assert other is not layer
     assert np.array_equal(layer.data, corrected)
     assert any("Your corrections stay" in message for message in messages())
     widget.tune.slider("foreground_threshold").setValue(0.6)
     tuned(widget, qtbot)
-    assert widget.labels.layer is other, "one copy is enough"
+    assert work.labels.layer is other, "one copy is enough"
     assert np.array_equal(layer.data, corrected)
 
 
-def test_thresholds_for_all_slices(viewer, widget, cells, segment, qtbot):
+def test_thresholds_for_all_slices(viewer, widget, work, cells, segment, qtbot):
     viewer.add_image(np.stack([cells, cells[::-1]]))
     widget.segment.slices.setCurrentIndex(1)
     layer = segment()
@@ -692,56 +705,56 @@ def test_thresholds_for_all_slices(viewer, widget, cells, segment, qtbot):
     assert not layer.data[int(viewer.dims.current_step[0])].any()
     assert layer.data.any()
     assert "1 slices have other" in widget.tune.hint.text()
-    widget.session.maps.forget(widget.session.source(layer))  # predicted again where dropped
+    work.session.maps.forget(work.session.source(layer))  # predicted again where dropped
     widget.tune.all_button.click()
     finish(widget, qtbot)
     assert not layer.data.any()
 
 
 def test_maps_are_fetched_in_the_thread_of_the_viewer(
-    viewer, widget, cells, segment, qtbot, monkeypatch
+    viewer, widget, work, cells, segment, qtbot, monkeypatch
 ):
     viewer.add_image(np.stack([cells] * 3))
     widget.segment.slices.setCurrentIndex(1)
     segment()
     widget.tune.slider("min_size").setValue(1000)
     tuned(widget, qtbot)
-    get, threads = widget.session.maps.get, []
+    get, threads = work.session.maps.get, []
 
     def watched(*plane):
         threads.append(threading.current_thread())
         return get(*plane)
 
-    monkeypatch.setattr(widget.session.maps, "get", watched)
+    monkeypatch.setattr(work.session.maps, "get", watched)
     widget.tune.all_button.click()
     finish(widget, qtbot)
     assert threads == [threading.main_thread()] * 2
 
 
-def test_looking_at_a_slice_sets_no_thresholds(viewer, widget, cells, segment, qtbot):
+def test_looking_at_a_slice_sets_no_thresholds(viewer, widget, work, cells, segment, qtbot):
     viewer.add_image(np.stack([cells, cells[::-1]]))
     viewer.dims.set_current_step(0, 0)
     widget.segment.slices.setCurrentIndex(1)
-    source = widget.session.source(segment())
+    source = work.session.source(segment())
     widget.tune.slider("min_size").setValue(300)
     tuned(widget, qtbot)
     assert "Segment uses these too" in widget.tune.hint.text()
     viewer.dims.set_current_step(0, 1)
     assert widget.tune.slider("min_size").value() != 300
     assert "Segment uses those you set last" in widget.tune.hint.text()
-    assert widget.session.thresholds(source).min_size == 300
+    assert work.session.thresholds(source).min_size == 300
     widget.tune.all_button.click()
     finish(widget, qtbot)
-    assert widget.session.thresholds(source) == source.model.representation
+    assert work.session.thresholds(source) == source.model.representation
 
 
 def test_model_file_that_changed_brings_its_thresholds(
-    viewer, widget, cells, segment, qtbot, tmp_path
+    viewer, widget, work, cells, segment, qtbot, tmp_path
 ):
     path = tmp_path / "mine.safetensors"
     model = vimunet.load_model("nuclei")
     vimunet.save_model(path, model)
-    widget.models.add_file(path)
+    work.models.add_file(path)
     viewer.add_image(cells)
     layer = segment()
     widget.tune.slider("min_size").setValue(5)
@@ -749,18 +762,100 @@ def test_model_file_that_changed_brings_its_thresholds(
     improved = replace(model.representation, min_size=10_000)
     vimunet.save_model(path, replace(model, representation=improved))
     assert not segment().data.any()
-    widget.labels.choose(layer)
+    work.labels.choose(layer)
     widget.tune.slider("min_size").setValue(6)  # of the model that was
     tuned(widget, qtbot)
     torch.manual_seed(0)
     other = vimunet.TrainedModel(vimunet.build_model("unet", 1, 3).eval(), Distances())
     vimunet.save_model(path, other)
-    assert widget.session.source(segment()).model.representation == Distances()
+    assert work.session.source(segment()).model.representation == Distances()
     assert not messages()
 
 
+def test_any_representation_has_its_sliders_maps_and_corrections(
+    viewer, widget, work, cells, segment, qtbot, tmp_path, monkeypatch
+):
+    monkeypatch.setitem(REPRESENTATIONS, "flows", Flows)
+    network = vimunet.build_model("unet", features=4, depth=1, out_channels=2).eval()
+    path = tmp_path / "flows.safetensors"
+    vimunet.save_model(path, vimunet.TrainedModel(network, Flows()))
+    viewer.add_image(cells, name="cells")
+    work.models.add_file(path)
+    layer = segment()
+    maps = vimunet.predict(cells, vimunet.load_model(path))
+    assert np.array_equal(layer.data, Flows().decode(maps))
+    tune = widget.tune
+    titles = [tune._rows.labelForField(tune.slider(f)).text() for f in ("threshold", "min_size")]
+    assert titles == ["Least flow", "Smallest object"]
+    assert tune._rows.rowCount() == 2
+    threshold = round(float(np.percentile(np.linalg.norm(maps, axis=0), 80)), 2)
+    tune.slider("threshold").setValue(threshold)
+    tune.slider("min_size").setValue(3)
+    tuned(widget, qtbot)
+    wanted = Flows(threshold=threshold, min_size=3)
+    assert tune.representation == wanted
+    assert np.array_equal(layer.data, wanted.decode(maps))
+    assert 0 < np.count_nonzero(layer.data) < layer.data.size
+    widget.segment.maps_button.click()
+    for name in ("flow y", "flow x"):
+        assert viewer.layers[f"{layer.name}: {name}"].contrast_limits == [-1, 1]
+    seen = np.zeros(cells.shape, np.float32)
+    place = np.argwhere(layer.data == 0)[0]
+    seen[tuple(place)] = 1
+    monkeypatch.setattr(Flows, "landscape", lambda *_: Landscape(None, seen))
+    widget.correct.edit("add", place[None].astype(float))
+    assert (layer.data == layer.data.max()).sum() < 9, "as far as the landscape says"
+    # Another model, other sliders.
+    work.models.box.setCurrentText("nuclei")
+    segment()
+    assert "foreground_threshold" in tune._sliders
+    assert not messages()
+
+
+def test_classes_are_counted_and_scored_as_classes(
+    viewer, widget, work, cells, segment, tmp_path, qtbot
+):
+    network = vimunet.build_model("unet", features=4, depth=1, out_channels=4).eval()
+    path = tmp_path / "tissue.safetensors"
+    vimunet.save_model(path, vimunet.TrainedModel(network, Semantic(num_classes=4)))
+    viewer.add_image(cells, name="cells")
+    work.models.add_file(path)
+    layer = segment()
+    found = len(objects(layer))
+    assert f"{found} classes found by tissue" in widget.segment.summary.text()
+    assert f">{found}</span> classes" in widget.tune.count.text()
+    assert widget.tune._rows.rowCount() == 0, "nothing to tune where the largest map wins"
+    widget.tabs.setCurrentWidget(widget.correct)
+    viewer.window._qt_window.show()
+    qtbot.waitUntil(widget.correct.isVisible, timeout=WAIT)
+    assert f">{found}</span> classes in" in widget.correct.count.text()
+    widget.measure.truth.choose(viewer.add_labels(layer.data.copy(), name="truth"))
+    work.labels.choose(layer)
+    widget.measure.score_button.click()
+    assert "Dice 1.000" in widget.measure.result.text()
+    widget.correct.stitch_button.click()
+    assert "are classes" in messages()[-1]
+
+
+def test_models_of_volumes_say_where_to_use_them(
+    viewer, widget, work, train, cells, tmp_path, qtbot
+):
+    network = vimunet.build_model("unet", axes="zyx", features=4, depth=1).eval()
+    path = tmp_path / "volumes.safetensors"
+    vimunet.save_model(path, vimunet.TrainedModel(network, Boundaries()))
+    viewer.add_image(np.stack([cells, cells]))
+    work.models.add_file(path)
+    widget.segment.button.click()
+    finish(widget, qtbot)
+    train.train()
+    qtbot.waitUntil(lambda: not train.tasks.running, timeout=WAIT)
+    assert len(messages()) == 2
+    assert all("`vimunet segment`" in message for message in messages())
+    assert len(viewer.layers) == 1
+
+
 def test_thresholds_are_saved_with_the_model(
-    viewer, widget, cells, segment, qtbot, tmp_path, monkeypatch
+    viewer, widget, work, cells, segment, qtbot, tmp_path, monkeypatch
 ):
     viewer.add_image(cells)
     segment()
@@ -773,7 +868,7 @@ def test_thresholds_are_saved_with_the_model(
     widget.tune.save_button.click()
     saved = vimunet.load_model(path)
     assert saved.representation.seed_threshold == 0.35
-    assert widget.models.choice == str(path)
+    assert work.models.choice == str(path)
     assert saved.representation != vimunet.load_model("nuclei").representation
 
 
@@ -898,12 +993,12 @@ def test_napari_own_tools_take_over(viewer, widget, drawn):
     assert 7 not in objects(drawn)
 
 
-def test_clicks_on_nothing_change_nothing(viewer, widget, drawn):
+def test_clicks_on_nothing_change_nothing(viewer, widget, work, drawn):
     before = drawn.data.copy()
     for name in ("delete", "split", "cut", "merge"):
         widget.correct.buttons[name].click()
         use_mouse(viewer, drawn, [(58, 70), (58, 78)] if TOOLS[name].draws else [(58, 70)])
-        assert "nothing changed" in widget.tasks.text.text()
+        assert "nothing changed" in work.tasks.text.text()
         use_mouse(viewer, drawn, [(-40, -40), (-90, -90)])
     assert np.array_equal(drawn.data, before)
 
@@ -946,7 +1041,7 @@ def test_numbers_of_a_full_stack_are_free_in_all_slices(viewer, widget, drawn):
         widget.correct.edit("add", np.array([(35.0, 60.0)]))
 
 
-def test_slices_are_stitched_in_a_new_layer(viewer, widget, cells, segment, qtbot):
+def test_slices_are_stitched_in_a_new_layer(viewer, widget, work, cells, segment, qtbot):
     correct = widget.correct
     apart = cells[:60]  # those that touch may be one in one slice and two in the next
     image = np.stack([apart, np.roll(apart, 3, axis=1), np.zeros_like(apart), apart])[:, None]
@@ -958,26 +1053,26 @@ def test_slices_are_stitched_in_a_new_layer(viewer, widget, cells, segment, qtbo
     assert len(objects(layer)) == 6
     correct.stitch_button.click()
     finish(widget, qtbot)
-    stitched = widget.labels.layer
+    stitched = work.labels.layer
     assert stitched.name == "volume (nuclei), stitched"
-    assert "Stitched: 4 objects" in widget.tasks.text.text()
+    assert "Stitched: 4 objects" in work.tasks.text.text()
     assert len(objects(stitched)) == 4  # the empty slice ends them
     assert stitched.data[0, 0, 30, 30] == stitched.data[1, 0, 30, 33] != stitched.data[3, 0, 30, 30]
     assert np.array_equal(stitched.data > 0, before > 0)
     assert tuple(stitched.scale) == (5, 1, 2, 2)
     assert (layer.visible, stitched.visible) == (False, True)
     assert np.array_equal(layer.data, before)
-    source = widget.session.source(stitched)
-    assert widget.session.maps.get(source, (1, 0)) is not None  # so that splits follow the maps
+    source = work.session.source(stitched)
+    assert work.session.maps.get(source, (1, 0)) is not None  # so that splits follow the maps
     correct.overlap.setValue(0.9)
-    widget.labels.choose(layer)
+    work.labels.choose(layer)
     correct.stitch_button.click()
     finish(widget, qtbot)
-    assert len(objects(widget.labels.layer)) == 6
+    assert len(objects(work.labels.layer)) == 6
     assert not messages()
 
 
-def test_stitched_slices_count_as_corrected(viewer, widget, cells, segment, qtbot):
+def test_stitched_slices_count_as_corrected(viewer, widget, work, cells, segment, qtbot):
     apart = cells[:60]
     viewer.add_image(np.stack([apart, np.roll(apart, 3, axis=1)]), name="volume")
     viewer.dims.set_current_step(0, 0)
@@ -985,13 +1080,13 @@ def test_stitched_slices_count_as_corrected(viewer, widget, cells, segment, qtbo
     segment()
     widget.correct.stitch_button.click()
     finish(widget, qtbot)
-    stitched = widget.labels.layer
+    stitched = work.labels.layer
     before = stitched.data.copy()
     assert np.array_equal(*(np.unique(plane) for plane in before)), "all go on"
     for threshold in (0.6, 0.7):  # also once the slice is tuned
         widget.tune.slider("foreground_threshold").setValue(threshold)
         tuned(widget, qtbot)
-        layer = widget.labels.layer
+        layer = work.labels.layer
         assert layer.name == "volume (nuclei), stitched, tuned"
         first, second = (set(np.unique(plane)) - {0} for plane in layer.data)
         assert first and not first & second, "they are no longer one"
@@ -1065,7 +1160,7 @@ def test_corrected_images_become_a_training_set(viewer, widget, train, cells, se
     assert not messages()
 
 
-def test_only_the_shown_part_is_added(viewer, widget, train, cells, segment, tmp_path):
+def test_only_the_shown_part_is_added(viewer, widget, work, train, cells, segment, tmp_path):
     viewer.add_image(np.stack([np.zeros((480, 600), np.uint8), np.tile(cells, (4, 4))]))
     viewer.dims.set_current_step(0, 1)
     widget.segment.region.setCurrentIndex(1)
@@ -1075,14 +1170,14 @@ def test_only_the_shown_part_is_added(viewer, widget, train, cells, segment, tmp
     train.add_button.click()
     (image,) = (tmp_path / "set" / "images").iterdir()
     assert image.stem == "Image_1"
-    rows, columns = widget.session.source(layer).box
+    rows, columns = work.session.source(layer).box
     assert np.array_equal(tifffile.imread(image), np.tile(cells, (4, 4))[rows, columns])
-    widget.labels.choose(viewer.add_labels(np.ones((480, 600), int), translate=(7.5, 0)))
+    work.labels.choose(viewer.add_labels(np.ones((480, 600), int), translate=(7.5, 0)))
     train.add_button.click()
     assert any("must lie on the pixels" in message for message in messages())
 
 
-def test_training_in_the_background(viewer, widget, train, cells, segment, qtbot):
+def test_training_in_the_background(viewer, widget, work, train, cells, segment, qtbot):
     """The model learns while the viewer goes on; the new one is in the list with its scores."""
     viewer.add_image(cells, name="cells")
     segment()
@@ -1098,25 +1193,25 @@ def test_training_in_the_background(viewer, widget, train, cells, segment, qtbot
     assert len(train.plot.values) > 0
     assert not train.preview.pixmap().isNull()
     assert "before" in train.result.text()
-    widget.models.box.setCurrentIndex(widget.models.box.count() - 1)
-    assert widget.models.choice.endswith(".safetensors")
+    work.models.box.setCurrentIndex(work.models.box.count() - 1)
+    assert work.models.choice.endswith(".safetensors")
     segment()
-    assert widget.session.source(widget.labels.layer).model_name == widget.models.choice
+    assert work.session.source(work.labels.layer).model_name == work.models.choice
 
 
-def test_training_has_a_network_of_its_own(widget, train, long_run, qtbot, monkeypatch):
+def test_training_has_a_network_of_its_own(work, train, long_run, qtbot, monkeypatch):
     """Neither Cancel of Segment nor its device may reach what learns."""
     given = []
 
-    def retrain(model, *_, **__):
+    def fine_tune(model, *_, **__):
         given.append(model.network)
         raise CancelledError
 
-    monkeypatch.setattr("napari_vimunet.retraining.retrain", retrain)
+    monkeypatch.setattr("vimunet.training.fine_tuning.fine_tune", fine_tune)
     train.train()
     qtbot.waitUntil(lambda: not train.tasks.running, timeout=WAIT)
-    assert widget.tasks.running, "segmented meanwhile"
-    assert given[0] is not widget.session.load_model(widget.models.choice).network
+    assert work.tasks.running, "segmented meanwhile"
+    assert given[0] is not work.session.load_model(work.models.choice).network
     assert not any(module._forward_pre_hooks for module in given[0].modules())
 
 
@@ -1130,7 +1225,7 @@ def test_closing_the_dock_ends_the_training(
     """What was learnt is saved, but nothing goes on unseen."""
     seen, inside = [], threading.Event()
 
-    def retrain(*_, progress, **__):
+    def fine_tune(*_, progress, **__):
         for name in ("before", "training", "after"):
             seen.append(name)
             for _ in range(2 if name == "before" != phase else 1000):
@@ -1141,7 +1236,7 @@ def test_closing_the_dock_ends_the_training(
                 time.sleep(0.01)
         seen.append("saved")
 
-    monkeypatch.setattr("napari_vimunet.retraining.retrain", retrain)
+    monkeypatch.setattr("vimunet.training.fine_tuning.fine_tune", fine_tune)
     train.train()
     task = train.tasks._task
     qtbot.waitUntil(inside.is_set, timeout=WAIT)
@@ -1152,7 +1247,7 @@ def test_closing_the_dock_ends_the_training(
     assert seen == phases
 
 
-def test_only_a_better_model_is_chosen(widget, train, slow_model, tmp_path):
+def test_only_a_better_model_is_chosen(work, train, slow_model, tmp_path):
     for name, before, after, chosen in (
         ("worse", 0.6, 0.5, False),
         ("better", 0.5, 0.6, True),
@@ -1160,34 +1255,52 @@ def test_only_a_better_model_is_chosen(widget, train, slow_model, tmp_path):
     ):
         path = tmp_path / f"{name}.safetensors"
         shutil.copy(slow_model, path)
-        widget.models.box.setCurrentText("nuclei")
-        train._finish(Retrained(path, ("a",), ("b",), True, before, after, 9, 1.0))
-        assert widget.models.box.findText(name) > 0
-        assert (widget.models.choice == str(path)) == chosen
+        work.models.box.setCurrentText("nuclei")
+        train._finish(FineTuned(path, ("a",), ("b",), True, "mSA", before, after, 9, 1.0))
+        assert work.models.box.findText(name) > 0
+        assert (work.models.choice == str(path)) == chosen
         assert ("it is worse" in train.result.text()) == (not chosen)
 
 
-def test_stopped_training_keeps_what_was_learned(viewer, widget, train, cells, segment, qtbot):
+def test_loss_is_plotted_while_it_is_seen(viewer, widget, train, qtbot):
+    for loss in (1.0, 0.5, 0.25):
+        train.plot.add(loss)
+    assert train.plot._canvas is None, "matplotlib is loaded when it is seen first"
+    viewer.window._qt_window.show()
+    widget.tabs.setCurrentWidget(train)
+    qtbot.waitUntil(lambda: train.plot._canvas is not None, timeout=WAIT)
+    train.plot.add(0.125)
+    qtbot.waitUntil(lambda: not train.plot._soon.isActive(), timeout=WAIT)
+    axes = train.plot._axes
+    faint, strong = axes.lines
+    assert list(faint.get_ydata()) == [1, 0.5, 0.25, 0.125]
+    assert 0.125 < strong.get_ydata()[-1] < 1
+    assert axes.get_xlabel() == "loss, 4 iterations"
+    train.plot.clear()
+    assert not len(faint.get_ydata())
+
+
+def test_stopped_training_keeps_what_was_learned(viewer, work, train, cells, segment, qtbot):
     viewer.add_image(cells, name="cells")
     segment()
     train.add_button.click()
     train.minutes.setValue(30)
     train.train_button.click()
-    qtbot.waitUntil(lambda: len(train.plot.values) > 1, timeout=WAIT)
+    qtbot.waitUntil(lambda: len(train.plot.values) > 1, timeout=5 * WAIT)
     start = time.process_time()
     train.tasks.cancel_button.click()
     qtbot.waitUntil(lambda: not train.tasks.running, timeout=WAIT)
     assert time.process_time() - start < 10
     assert train.result.text()
-    vimunet.load_model(widget.models.box.itemData(widget.models.box.count() - 1))
+    vimunet.load_model(work.models.box.itemData(work.models.box.count() - 1))
 
 
 # Measure
 
 
-def test_table_is_linked_with_the_viewer(viewer, widget, drawn, qtbot, tmp_path, monkeypatch):
+def test_table_is_linked_with_the_viewer(viewer, widget, work, drawn, qtbot, tmp_path, monkeypatch):
     viewer.add_image(np.full((60, 80), 7, np.uint8), scale=(2, 2), translate=(100, 50))
-    widget.labels.choose(drawn)
+    work.labels.choose(drawn)
     for layer in viewer.layers:
         layer.units = "um"
     notification_manager.records.clear()
@@ -1221,6 +1334,18 @@ def test_table_is_linked_with_the_viewer(viewer, widget, drawn, qtbot, tmp_path,
     assert not messages()
 
 
+def test_other_units_of_length_are_measured_in_micrometres(viewer, widget, work, drawn, qtbot):
+    image = viewer.add_image(np.ones((60, 80)), scale=(2, 2), translate=(100, 50))
+    for layer in (image, drawn):
+        layer.units = "nm"
+    work.labels.choose(drawn)
+    widget.measure.measure_button.click()
+    finish(widget, qtbot)
+    columns = widget.measure.model.columns
+    assert np.allclose(columns["area_um2"], [800 * 4e-6, 225 * 4e-6, 210 * 4e-6, 60 * 4e-6])
+    assert columns["y_px"][1] == pytest.approx(47)
+
+
 def test_without_unit_pixels_are_measured(widget, drawn, qtbot):
     assert tuple(drawn.scale) == (2, 2)
     widget.measure.measure_button.click()
@@ -1239,11 +1364,11 @@ def test_mirrored_images(viewer, widget, train, cells, segment, qtbot):
     assert not messages()
 
 
-def test_measures_and_scores_all_slices(viewer, widget, drawn, qtbot):
+def test_measures_and_scores_all_slices(viewer, widget, work, drawn, qtbot):
     labels = np.stack([drawn.data, np.where(drawn.data == 9, 0, drawn.data)])
     truth = viewer.add_labels(np.stack([drawn.data, drawn.data]), name="truth")
     layer = viewer.add_labels(labels, name="found")
-    assert widget.labels.layer is layer
+    assert work.labels.layer is layer
     measure = widget.measure
     measure.slices.setCurrentIndex(1)
     measure.measure_button.click()
@@ -1338,11 +1463,11 @@ def test_reader_leaves_other_files_alone(tmp_path):
 # Tasks
 
 
-def test_unexpected_errors_become_notes(widget, qtbot, caplog):
+def test_unexpected_errors_become_notes(widget, work, qtbot, caplog):
     def fail(task):
         raise KeyError("a bug")
 
-    widget.tasks.run("Try", fail, lambda _: None)
+    work.tasks.run("Try", fail, lambda _: None)
     finish(widget, qtbot)
     assert any("Unexpected KeyError" in message for message in messages())
     assert "a bug" in caplog.text
@@ -1350,14 +1475,14 @@ def test_unexpected_errors_become_notes(widget, qtbot, caplog):
     def fail_later(_):
         raise ZeroDivisionError("another")
 
-    widget.tasks.run("Try", lambda task: None, fail_later)
+    work.tasks.run("Try", lambda task: None, fail_later)
     finish(widget, qtbot)
     assert any("Unexpected ZeroDivisionError" in message for message in messages())
 
 
-def test_time_left_is_shown(widget):
-    widget.tasks._task = _tasks.Task(lambda task: None)
-    widget.tasks._started = time.monotonic() - 10
-    widget.tasks._show(_tasks.Progress(1, 4, "tile 1 of 4"))
-    assert widget.tasks.text.text() == "tile 1 of 4, 30 s left"
-    widget.tasks._task = None
+def test_time_left_is_shown(work):
+    work.tasks._task = _tasks.Task(lambda task: None)
+    work.tasks._started = time.monotonic() - 10
+    work.tasks._show(_tasks.Progress(1, 4, "tile 1 of 4"))
+    assert work.tasks.text.text() == "tile 1 of 4, 30 s left"
+    work.tasks._task = None

@@ -6,7 +6,7 @@ from scipy import ndimage
 from skimage.measure import label
 from skimage.segmentation import watershed
 
-from vimunet.postprocessing import (
+from vimunet.representations.watershed import (
     connected_components,
     depth_inside,
     find_markers,

@@ -13,28 +13,36 @@ import zarr
 from PIL import Image
 from torch import nn
 
-from vimunet import prediction
-from vimunet.checkpoint import TrainedModel
-from vimunet.data import Sample
-from vimunet.data.crops import RandomCrops
-from vimunet.data.folder import read_image
-from vimunet.models import build_model
-from vimunet.prediction import Pixels, normalize, predict, segment, tile_slices
-from vimunet.representation import Boundaries, Distances, Semantic
+from vimunet.io.formats import read_image
+from vimunet.io.pairs import Sample
+from vimunet.models import Network, build_model
+from vimunet.representations import Representation
+from vimunet.representations.boundaries import Boundaries
+from vimunet.representations.distances import Distances
+from vimunet.representations.semantic import Semantic
+from vimunet.segmentation import devices, normalization
+from vimunet.segmentation.model_file import TrainedModel
+from vimunet.segmentation.normalization import NormalizedImage as Pixels
+from vimunet.segmentation.normalization import normalize
+from vimunet.segmentation.predict import predict
+from vimunet.segmentation.segment import segment
+from vimunet.segmentation.tiling import tile_slices
+from vimunet.training.crops import RandomCrops
 
 
-class Fake(nn.Module):
+class Fake(Network):
     """What `predict` asks of a network; remembers the shapes it saw."""
 
     def __init__(self, in_channels=1, out_channels=1, stride=1, max_size=None):
         super().__init__()
         self.in_channels, self.out_channels = in_channels, out_channels
-        self.stride, self.max_size = stride, max_size
+        self.stride = (stride, stride)
+        self.max_size = None if max_size is None else (max_size, max_size)
         self.seen = []
 
     def forward(self, image):
         assert not self.training
-        assert image.shape[2] % self.stride == image.shape[3] % self.stride == 0
+        assert tuple(image.shape[2:]) == self.padded(image.shape[2:])
         self.seen.append(tuple(image.shape))
         return self.logits(image)
 
@@ -58,18 +66,21 @@ class Local(Fake):
 
 
 @dataclass(frozen=True)
-class AllMaps:
+class AllMaps(Representation):
     """A representation for networks with any number of maps."""
 
     min_size: int = 0
-    activation: ClassVar[str] = "sigmoid"
-    has_background: ClassVar[bool] = True
+    title: ClassVar[str] = "any maps"
+    channels: ClassVar[tuple[str, ...]] = ("foreground",)
 
-    def encode(self, labels):
+    def encode(self, labels, spacing=None):
         return np.zeros((1, *labels.shape), np.float32)
 
-    def decode(self, maps):
+    def decode(self, maps, spacing=None):
         return (maps[0] > 0.5).astype(np.int32)
+
+    def loss(self, logits, target):
+        return (logits - target).square().mean()
 
 
 def wrap(network) -> TrainedModel:
@@ -120,7 +131,7 @@ def test_constant_image_becomes_zeros(value):
 
 
 def test_large_offset_does_not_spoil_the_spread(rng, monkeypatch):
-    monkeypatch.setattr(prediction, "_READ_SIZE", 16)  # several blocks
+    monkeypatch.setattr(normalization, "_READ_SIZE", {"yx": (16, 16)})  # several blocks
     image = 16_000_000 + rng.integers(0, 3, (50, 40))  # float32 holds whole numbers up to 2**24
     expected = (image - image.mean()) / image.std()
     np.testing.assert_allclose(normalize(image)[0], expected, atol=1e-5)
@@ -273,7 +284,7 @@ def test_symmetries_are_the_eight_of_the_square_and_are_undone(image):
     network = Fake()
     seen = []
     network.logits = lambda image: seen.append(image[0, 0].numpy()) or image
-    maps = predict(image, wrap(network), symmetries=8)
+    maps = predict(image, wrap(network), test_time_augmentation=8)
     first = normalize(image)[0]
     expected = [np.rot90(side, turns) for side in (first, first.T) for turns in range(4)]
     for one in expected:
@@ -287,7 +298,9 @@ def test_maps_are_the_mean_over_symmetries(image):
     network = Fake(stride=4)
     network.logits = lambda image: torch.linspace(-1, 1, image.shape[2])[:, None] + 0 * image
     square = image[:100, :100]
-    once, mean = (predict(square, wrap(network), symmetries=count)[0] for count in (1, 8))
+    once, mean = (
+        predict(square, wrap(network), test_time_augmentation=count)[0] for count in (1, 8)
+    )
     assert once[0, 0] < 0.3 < 0.7 < once[-1, 0]
     turned = [np.rot90(side, turns) for side in (once, once.T) for turns in range(4)]
     np.testing.assert_allclose(mean, np.mean(turned, axis=0), atol=1e-6)
@@ -295,8 +308,10 @@ def test_maps_are_the_mean_over_symmetries(image):
 
 @pytest.mark.parametrize("symmetries", [0, 9])
 def test_symmetries_out_of_range(image, symmetries):
-    with pytest.raises(ValueError, match=f"`symmetries` must be from 1 to 8, got {symmetries}"):
-        predict(image, wrap(Fake()), symmetries=symmetries)
+    with pytest.raises(
+        ValueError, match=f"`test_time_augmentation` must be from 1 to 8, got {symmetries}"
+    ):
+        predict(image, wrap(Fake()), test_time_augmentation=symmetries)
 
 
 @pytest.mark.parametrize("scale", [0, -1, 17, np.nan])
@@ -467,7 +482,7 @@ def test_nothing_is_recorded_for_a_gradient():
 def test_bfloat16_is_near_float32_and_the_default_where_the_processor_has_it(
     image, fast, monkeypatch
 ):
-    monkeypatch.setattr(prediction, "bfloat16_is_fast", lambda: fast)
+    monkeypatch.setattr(devices, "bfloat16_is_fast", lambda: fast)
     model = wrap(Local())
     exact = predict(image, model, precision="float32")
     rough = predict(image, model, precision="bfloat16")
@@ -502,8 +517,8 @@ def test_normalizations_of_other_tools(rng):
     image[3, 4, 1], image[2090, 2, 2] = 1000, -500  # in different blocks of reading
     by_channel = (image - image.mean(axis=(0, 1))) / image.std(axis=(0, 1))
     by_range = (image + 500) / 1500 * 255
-    for normalization, expected in (("channel", by_channel), ("range", by_range)):
-        model = TrainedModel(Faint(3, 3), AllMaps(), normalization=normalization)
+    for choice, expected in (("channel", by_channel), ("range", by_range)):
+        model = TrainedModel(Faint(3, 3), AllMaps(), normalization=choice)
         maps = predict(image, model, precision="float32")
         wanted = 1 / (1 + np.exp(-expected.transpose(2, 0, 1) / 64))
         np.testing.assert_allclose(maps, wanted, atol=1e-6)
@@ -580,11 +595,11 @@ def test_network_travels_to_the_gpu_and_back(image):
 # --- classes ---------------------------------------------------------------------------------
 
 
-class GivenLogits(nn.Module):
+class GivenLogits(Network):
     """Returns the channels of the image, as they are, as logits."""
 
     in_channels = out_channels = 3
-    stride, max_size = 1, None
+    stride, max_size = (1, 1), None
 
     def forward(self, image):
         return 4 * image

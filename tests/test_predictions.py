@@ -175,17 +175,17 @@ def test_whole_numbers_of_floats_are_labels(tmp_path, dtype):
     folder = put(tmp_path / "found")
     tifffile.imwrite(folder / "a.tif", labels(300).astype(dtype))
     read = open_predictions(folder).read("a", (6, 8))
-    assert read.dtype == np.int32
+    assert read.dtype == np.int64
     np.testing.assert_array_equal(read, labels(300))
 
 
-@pytest.mark.parametrize("value", [0.5, -1, np.nan, np.inf, 2.0**31])
+@pytest.mark.parametrize("value", [0.5, -1, np.nan, np.inf, 2.0**60])
 def test_other_floats_are_no_labels(tmp_path, value):
     folder = put(tmp_path / "found")
     wrong = labels().astype(np.float32)
     wrong[0, 0] = value
     tifffile.imwrite(folder / "a.tif", wrong)
-    with pytest.raises(ValueError, match=r"Labels in .*a\.tif must be whole numbers of at least 0"):
+    with pytest.raises(ValueError, match=r"Labels in .*a\.tif must (be whole|not be neg)"):
         open_predictions(folder).read("a", (6, 8))
 
 
@@ -202,7 +202,7 @@ def test_files_without_labels(tmp_path):
         ("b", r"b\.tif"),
         ("c", r"c\.png"),
         ("d", r"d\.npy"),
-        ("f", "must be whole numbers, got float32"),
+        ("f", "colours of shape"),
     ]:
         with pytest.raises(ValueError, match=message):
             predictions.read(name, (6, 8))

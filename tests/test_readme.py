@@ -1,5 +1,6 @@
 """What the README tells a newcomer to type is what the project accepts."""
 
+import importlib
 import re
 import shlex
 from pathlib import Path
@@ -10,8 +11,8 @@ import tifffile
 import torch
 
 import vimunet
+from vimunet.axes import shown
 from vimunet.cli import parse
-from vimunet.representation import Boundaries
 
 ROOT = Path(__file__).resolve().parents[1]
 MODELS_PAGE = ROOT / "docs" / "models.md"
@@ -46,15 +47,15 @@ def test_there_are_commands():
 
 
 def test_python_example_runs(tmp_path, monkeypatch, rng):
-    network = vimunet.build_model("unet", features=4)
-    vimunet.save_model(
-        tmp_path / "model.safetensors", vimunet.TrainedModel(network.eval(), Boundaries())
-    )
     tifffile.imwrite(tmp_path / "image.tif", rng.integers(0, 255, (40, 50), dtype=np.uint8))
+    tifffile.imwrite(tmp_path / "annotated.tif", rng.integers(0, 3, (40, 50), dtype=np.uint8))
     monkeypatch.chdir(tmp_path)
     (example,) = blocks(ROOT / "README.md", "python")
-    exec(compile(example, "README.md", "exec"), {})
+    defined: dict = {}
+    exec(compile(example, "README.md", "exec"), defined)
     assert tifffile.imread("labels.tif").shape == (40, 50)
+    assert {"label", "area_px2", "mean_intensity"} <= defined["table"].keys()
+    assert 0 <= defined["scores"]["mSA"] <= 1
 
 
 @pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: str(path.relative_to(ROOT)))
@@ -82,8 +83,8 @@ def test_sizes_of_models_are_as_documented(name, options, parameters, sides):
     assert sum(parameter.numel() for parameter in network.parameters()) == int(
         parameters.replace(",", "")
     )
-    limit = "any" if network.max_size is None else f"any, up to {network.max_size}"
-    assert sides == (limit if network.stride == 1 else str(network.stride))
+    limit = "any" if network.max_size is None else f"any, up to {network.max_size[0]}"
+    assert sides == (limit if network.stride == (1, 1) else shown(network.stride))
 
 
 @pytest.mark.parametrize(
@@ -92,3 +93,65 @@ def test_sizes_of_models_are_as_documented(name, options, parameters, sides):
 )
 def test_experiments_named_in_the_documents_exist(script):
     assert (ROOT / "experiments" / script).exists()
+
+
+# --- the three changes that CONTRIBUTING shows ----------------------------------------------------
+
+EXAMPLES = (ROOT / "CONTRIBUTING.md").read_text()
+
+
+def example(title: str) -> tuple[str, dict, str]:
+    """Return the path of the new file, what is defined in it, and the line for the table."""
+    section = EXAMPLES.split(f"## Add a {title}\n")[1].split("\n## ")[0]
+    path = re.search(r"A file and a line\. `(.*?)`|a file and a line\. `(.*?)`", section)
+    file, line, *others = re.findall(r"```python\n(.*?)```", section, re.DOTALL)
+    assert not others
+    defined: dict = {"__name__": "example"}
+    exec(compile(file, title, "exec"), defined)
+    return next(filter(None, path.groups())), defined, line.strip().rstrip(",")
+
+
+@pytest.mark.parametrize("title", ["network", "representation", "file format"])
+def test_changes_that_contributing_shows_are_a_file_and_a_line(title, tmp_path, monkeypatch):
+    path, defined, line = example(title)
+    assert not (ROOT / path).exists()
+    assert (ROOT / path).parent.is_dir()
+    home = importlib.import_module(
+        {
+            "network": "vimunet.models",
+            "representation": "vimunet.representations",
+            "file format": "vimunet.io.formats",
+        }[title]
+    )
+    table = {
+        "network": vimunet.MODELS,
+        "representation": vimunet.REPRESENTATIONS,
+        "file format": getattr(home, "READERS", None),
+    }[title]
+    ((name, value),) = eval(f"{{{line}}}", defined).items()
+    monkeypatch.setitem(table, name, value)
+    if title == "network":
+        network = vimunet.build_model(name, 3, 1, kernel_size=3)
+        model = vimunet.TrainedModel(network, vimunet.Boundaries(foreground=False))
+        vimunet.save_model(tmp_path / "a.safetensors", model)
+        assert vimunet.predict(
+            np.eye(20), vimunet.load_model(tmp_path / "a.safetensors")
+        ).shape == (1, 20, 20)
+    elif title == "representation":
+        labels = np.zeros((20, 30), int)
+        labels[2:8, 3:9], labels[12:18, 3:9] = 5, 9
+        spots = vimunet.build_representation(name, min_size=3)
+        found = spots.decode(spots.encode(labels))
+        assert vimunet.evaluate(found, labels)["mSA"] == 1
+        parse(
+            shlex.split(
+                f"train --images a --labels b --output c --model unet --representation {name}"
+            )
+        )
+    else:
+        pixels = np.arange(24).reshape(4, 6)
+        np.savez(tmp_path / "a.npz", pixels)
+        np.testing.assert_array_equal(home.read_image(tmp_path / "a.npz"), pixels)
+        (tmp_path / "b.npz").write_bytes(b"damaged")
+        with pytest.raises(ValueError, match=r"Cannot read .*b\.npz"):
+            home.read_image(tmp_path / "b.npz")

@@ -7,18 +7,16 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from scipy import ndimage
 from skimage.io import imread
 from skimage.segmentation import find_boundaries
 
-from vimunet.evaluation import mean_segmentation_accuracy
-from vimunet.representation import (
-    REPRESENTATIONS,
-    Boundaries,
-    Distances,
-    Semantic,
-    representation_from_config,
-)
+from vimunet.representations import REPRESENTATIONS, representation_from_config
+from vimunet.representations.boundaries import Boundaries
+from vimunet.representations.distances import Distances
+from vimunet.representations.semantic import Semantic
+from vimunet.scores.objects import mean_segmentation_accuracy
 
 GOLDEN = json.loads((Path(__file__).parent / "golden" / "targets.json").read_text())
 ONLY = Boundaries(foreground=False)
@@ -223,8 +221,8 @@ def test_bad_labels_are_named(representation):
         representation.encode(np.zeros((4, 4), bool))
     with pytest.raises(ValueError, match="`labels` must not be negative, got -1"):
         representation.encode(np.full((4, 4), -1))
-    with pytest.raises(ValueError, match=r"shape \(y, x\), got \(2, 4, 4\)"):
-        representation.encode(np.zeros((2, 4, 4), int))
+    with pytest.raises(ValueError, match=r"axes \(y, x\) or \(z, y, x\), got shape \(2, 2, 4, 4\)"):
+        representation.encode(np.zeros((2, 2, 4, 4), int))
 
 
 # Labels from maps
@@ -255,14 +253,19 @@ def golden_maps():
 @pytest.mark.parametrize(
     ("name", "recipe", "channels", "hard"),
     [
-        ("boundaries", Boundaries.paper(), ["fg", "boundary"], False),
-        ("boundary_only", Boundaries.paper(foreground=False), ["boundary"], False),
-        ("boundaries_hard", Boundaries.paper(), ["fg", "boundary"], True),
-        ("boundary_only_hard", Boundaries.paper(foreground=False), ["boundary"], True),
-        ("distances", Distances.paper(), ["fg", "centre_distance", "boundary_distance"], False),
+        ("boundaries", Boundaries().published(), ["fg", "boundary"], False),
+        ("boundary_only", Boundaries(foreground=False).published(), ["boundary"], False),
+        ("boundaries_hard", Boundaries().published(), ["fg", "boundary"], True),
+        ("boundary_only_hard", Boundaries(foreground=False).published(), ["boundary"], True),
+        (
+            "distances",
+            Distances().published(),
+            ["fg", "centre_distance", "boundary_distance"],
+            False,
+        ),
         (
             "distances_smoothing_1.6",
-            replace(Distances.paper(), smoothing=1.6, boundary_threshold=0.5, min_size=0),
+            replace(Distances().published(), smoothing=1.6, boundary_threshold=0.5, min_size=0),
             ["fg", "centre_distance", "boundary_distance"],
             False,
         ),
@@ -316,7 +319,7 @@ def test_noisy_maps_are_read_at_least_as_well_as_by_the_paper(rng, representatio
         scores.append(
             [
                 mean_segmentation_accuracy(recipe.decode(maps), labels)
-                for recipe in (representation, type(representation).paper())
+                for recipe in (representation, representation.published())
             ]
         )
     default, paper = np.mean(scores, axis=0)
@@ -378,7 +381,7 @@ def test_a_narrow_neck_does_not_split_an_object():
     labels[17:22, 31:35] = 1  # a knob: 4 x 5, inside 2 x 3
     maps = Boundaries().encode(labels)
     assert Boundaries().decode(maps).max() == 1
-    assert replace(Boundaries.paper(), min_size=0).decode(maps).max() == 2
+    assert replace(Boundaries().published(), min_size=0).decode(maps).max() == 2
 
 
 def test_small_nuclei_survive_but_not_in_the_paper():
@@ -387,7 +390,7 @@ def test_small_nuclei_survive_but_not_in_the_paper():
     labels[12:17, 11:16] = 2
     decoded = Boundaries().decode(Boundaries().encode(labels))
     np.testing.assert_array_equal(decoded, labels)
-    assert Boundaries.paper().decode(Boundaries().encode(labels)).max() == 0
+    assert Boundaries().published().decode(Boundaries().encode(labels)).max() == 0
 
 
 @pytest.mark.parametrize("representation", ALL, ids=lambda r: str(r.channels))
@@ -427,13 +430,13 @@ def test_one_object_that_fills_the_image_is_found():
 def test_bad_maps_are_named(representation):
     count = len(representation.channels)
     good = np.full((count, 8, 8), 0.5, np.float32)
-    with pytest.raises(ValueError, match=rf"shape \({count}, y, x\) for .*boundary.*, got"):
+    with pytest.raises(ValueError, match=rf"shape \({count}, \[z,\] y, x\) for .*boundary.*, got"):
         representation.decode(good[:, 0])
     with pytest.raises(ValueError, match=rf"got \({count + 1}, 8, 8\)"):
         representation.decode(np.ones((count + 1, 8, 8), np.float32))
     with pytest.raises(TypeError, match="floating point, got int64"):
         representation.decode(np.zeros((count, 8, 8), np.int64))
-    for value, message in [(np.nan, "NaN"), (1.5, r"\[0.5, 1.5\]"), (-3.0, "sigmoid")]:
+    for value, message in [(np.nan, "NaN"), (1.5, r"\[0.5, 1.5\]"), (-3.0, "activation")]:
         bad = good.copy()
         bad[-1, 3, 3] = value
         with pytest.raises(ValueError, match=message):
@@ -447,9 +450,9 @@ def test_bad_maps_are_named(representation):
     "representation",
     [
         *ALL,
-        Boundaries.paper(),
-        Boundaries.paper(foreground=False),
-        Distances.paper(),
+        Boundaries().published(),
+        Boundaries(foreground=False).published(),
+        Distances().published(),
         Semantic(foreground_threshold=0.3),
         Semantic(9),
     ],
@@ -476,7 +479,7 @@ def test_unknown_names_and_fields_are_named():
     ("kind", "field"),
     [
         (kind, field.name)
-        for kind in REPRESENTATIONS.values()
+        for kind in (Boundaries, Distances, Semantic)
         for field in fields(kind)
         if field.name not in ("foreground", "num_classes")
     ],
@@ -505,8 +508,9 @@ def test_threshold_grid_names_fields_and_is_small(representation):
 
 
 def test_names_and_channels():
-    assert {name: kind.name for name, kind in REPRESENTATIONS.items()} == {
+    assert {name: kind().name for name, kind in REPRESENTATIONS.items()} == {
         "boundaries": "boundaries",
+        "boundary": "boundaries",
         "distances": "distances",
         "semantic": "semantic",
     }
@@ -545,16 +549,18 @@ def test_classes_survive_the_round_trip(rng, num_classes):
 
 
 def test_channels_and_activation_of_classes():
-    assert (Semantic().channels, Semantic().activation) == (("foreground",), "sigmoid")
+    assert Semantic().channels == ("foreground",)
     assert Semantic(3).channels == ("background", "class_1", "class_2")
-    assert Semantic(3).activation == "softmax"
-    assert Semantic.for_channels(1) == Semantic()
-    assert Semantic.for_channels(5) == Semantic(5)
+    assert Semantic.for_maps(1) == Semantic()
+    assert Semantic.for_maps(5) == Semantic(5)
     for count in (0, 2):
         with pytest.raises(ValueError, match=f"must have 1 map or at least 3, got {count}"):
-            Semantic.for_channels(count)
+            Semantic.for_maps(count)
     assert [kind.labels_are_classes for kind in (Boundaries, Distances, Semantic)] == [0, 0, 1]
-    assert {r.activation for r in ALL} == {"sigmoid"}
+    logits = torch.tensor([[[[0.0]], [[2.0]], [[-1.0]]]])
+    torch.testing.assert_close(Semantic(3).activate(logits), logits.softmax(dim=1))
+    for representation in (*ALL, Semantic()):
+        torch.testing.assert_close(representation.activate(logits), logits.sigmoid())
 
 
 def test_threshold_decides_between_two_classes():
@@ -584,7 +590,7 @@ def test_labels_that_are_no_classes_are_named():
     with pytest.raises(TypeError, match="`num_classes` must be a whole number, got 2.0"):
         Semantic(2.0)
     with pytest.raises(
-        ValueError, match=r"shape \(3, y, x\) for background, class_1, class_2, got"
+        ValueError, match=r"shape \(3, \[z,\] y, x\) for background, class_1, class_2, got"
     ):
         Semantic(3).decode(np.ones((1, 4, 4), np.float32))
 

@@ -11,16 +11,16 @@ import tifffile
 from scipy.spatial import distance
 from scipy.spatial.distance import directed_hausdorff
 
-from vimunet.evaluation import write_csv, write_json
-from vimunet.representation import Semantic
-from vimunet.semantic_evaluation import (
+from vimunet.io.tables import write_csv, write_json
+from vimunet.representations.semantic import Semantic
+from vimunet.scores.classes import (
     dice_and_iou,
     evaluate_semantic,
-    evaluate_semantic_folders,
     hausdorff_distance,
     summarize_semantic,
-    tune_threshold,
 )
+from vimunet.scores.folders import evaluate_semantic_folders
+from vimunet.training.tuning import tune_thresholds as tune_threshold
 
 LABELS = np.array([[1, 1, 1, 0, 0], [0, 0, 0, 0, 0]])
 PREDICTION = np.array([[0, 1, 1, 1, 0], [0, 1, 0, 0, 0]])  # TP 2, FP 2, FN 1, TN 5
@@ -261,12 +261,12 @@ def test_empty_masks_have_the_diagonal():
 
 
 def test_published_definitions_of_two_classes():
-    scores = evaluate_semantic(PREDICTION, LABELS, protocol="paper")
+    scores = evaluate_semantic(PREDICTION, LABELS, protocol="published")
     assert scores["mIoU"] == scores["IoU"] == pytest.approx(2 / 5)  # no mean over classes
     assert scores["Dice"] == pytest.approx(4 / 7)
     assert scores["HD95"] == hausdorff_distance(PREDICTION, LABELS, pooled=True)
     full = np.ones((2, 2), int)
-    assert evaluate_semantic(full, full, protocol="paper")["specificity"] == 0
+    assert evaluate_semantic(full, full, protocol="published")["specificity"] == 0
 
 
 @pytest.mark.parametrize(
@@ -278,9 +278,9 @@ def test_published_definitions_of_two_classes():
     ],
 )
 def test_published_scores_of_what_is_missed_or_invented(prediction, labels, dice, hd95):
-    scores = evaluate_semantic(prediction, labels, protocol="paper")
+    scores = evaluate_semantic(prediction, labels, protocol="published")
     assert (scores["Dice"], scores["HD95"]) == (dice, hd95)
-    several = evaluate_semantic(2 * prediction, 2 * labels, num_classes=4, protocol="paper")
+    several = evaluate_semantic(2 * prediction, 2 * labels, num_classes=4, protocol="published")
     assert (several["Dice_2"], several["HD95_2"]) == (dice, hd95)
     assert several["Dice"] == pytest.approx(dice / 3)  # absent classes count, as 0
 
@@ -288,7 +288,7 @@ def test_published_scores_of_what_is_missed_or_invented(prediction, labels, dice
 def test_published_scores_are_medpys(rng):
     medpy = pytest.importorskip("medpy.metric.binary")
     volumes = rng.integers(0, 3, (2, 6, 9, 9))
-    scores = evaluate_semantic(*volumes, num_classes=4, protocol="paper")
+    scores = evaluate_semantic(*volumes, num_classes=4, protocol="published")
     dice = [medpy.dc(volumes[0] == i, volumes[1] == i) for i in (1, 2)]
     hd95 = [medpy.hd95(volumes[0] == i, volumes[1] == i) for i in (1, 2)]
     assert scores["Dice"] == pytest.approx(sum(dice) / 3)
@@ -300,22 +300,22 @@ def test_published_scores_of_isic_are_of_all_pixels():
     iou, dice = 0.8135, 0.8971
     assert 2 * iou / (1 + iou) == pytest.approx(dice, abs=1e-4)
     images = [
-        {"name": name, **evaluate_semantic(prediction, labels, protocol="paper")}
+        {"name": name, **evaluate_semantic(prediction, labels, protocol="published")}
         for name, prediction, labels in [("a", PREDICTION, LABELS), ("b", EMPTY, LABELS)]
     ]
-    micro = summarize_semantic(images, protocol="paper")["micro"]
+    micro = summarize_semantic(images, protocol="published")["micro"]
     assert micro["mIoU"] == pytest.approx(2 / (2 + 2 + 1 + 3))
     assert micro["Dice"] == pytest.approx(2 * micro["mIoU"] / (1 + micro["mIoU"]))
     assert micro["accuracy"] == pytest.approx((2 + 5 + 7) / 20)
-    nothing = [{"name": "c", **evaluate_semantic(LABELS, EMPTY, protocol="paper")}]
-    assert summarize_semantic(nothing, protocol="paper")["micro"]["Dice"] == 0
+    nothing = [{"name": "c", **evaluate_semantic(LABELS, EMPTY, protocol="published")}]
+    assert summarize_semantic(nothing, protocol="published")["micro"]["Dice"] == 0
 
 
 # Many images
 
 
 @pytest.mark.parametrize("num_classes", [2, 4])
-@pytest.mark.parametrize("protocol", ["fair", "paper"])
+@pytest.mark.parametrize("protocol", ["fair", "published"])
 def test_micro_is_the_score_of_one_large_image(rng, num_classes, protocol):
     predictions, labels = rng.integers(0, num_classes, (2, 5, 8, 9))
     options = {"num_classes": num_classes, "protocol": protocol}
@@ -431,10 +431,14 @@ def test_tuning_refuses_unpaired_images():
     ("options", "error", "message"),
     [
         ({"num_classes": 1}, ValueError, "`num_classes` must be at least 2, got 1"),
-        ({"protocol": "best"}, ValueError, "Unknown protocol 'best'. Known: fair, paper"),
+        ({"protocol": "best"}, ValueError, "Unknown protocol 'best'. Known: fair, published"),
         ({"spacing": 0}, ValueError, "`spacing` must be one or 2 numbers > 0, got 0"),
         ({"spacing": (1, 1, 1)}, ValueError, "`spacing` must be one or 2 numbers"),
-        ({"spacing": 2, "protocol": "paper"}, ValueError, 'must be 1 with protocol "paper", got 2'),
+        (
+            {"spacing": 2, "protocol": "published"},
+            ValueError,
+            'must be 1 with protocol "published", got 2',
+        ),
         ({"labels": LABELS[:1]}, ValueError, r"same shape .*got \(2, 5\) and \(1, 5\)"),
         ({"labels": LABELS + 1}, ValueError, "`labels` must be classes in 0 ... 1, got 1 to 2"),
         ({"labels": -LABELS}, ValueError, "`labels` must be classes in 0 ... 1, got -1 to 0"),

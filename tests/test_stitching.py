@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from skimage.measure import label
 
-from vimunet.stitching import joined_numbers, partners, stitch_slices
+from vimunet.segmentation.stitching import joined_numbers, partners, stitch_slices
 
 
 def test_partners_by_hand():

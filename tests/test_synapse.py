@@ -4,7 +4,7 @@ import h5py
 import numpy as np
 import pytest
 
-from vimunet.data.synapse import resize, synapse_slices, synapse_volumes
+from vimunet.datasets.synapse import resize, synapse_slices, synapse_volumes
 
 
 @pytest.fixture

@@ -21,15 +21,16 @@ from torch import nn
 
 pytest.importorskip("lightning_fabric")
 
-import vimunet.training
-from vimunet.checkpoint import load_model
-from vimunet.data import Sample
-from vimunet.data.crops import RandomCrops
-from vimunet.losses import dice_loss
-from vimunet.models import build_model
-from vimunet.representation import Boundaries, Distances, Semantic
-from vimunet.training import TrainConfig, cosine_learning_rate, train
-from vimunet.validation import Score, Validation
+import vimunet.training.loop
+from vimunet.io.pairs import Sample
+from vimunet.models import Network, build_model
+from vimunet.representations import Boundaries, Distances, Semantic
+from vimunet.representations.losses import dice_loss
+from vimunet.segmentation.model_file import load_model
+from vimunet.training.config import TrainConfig, cosine_learning_rate
+from vimunet.training.crops import RandomCrops
+from vimunet.training.loop import train
+from vimunet.training.validation import Score, Validation
 
 
 def read_discs(seed):
@@ -44,10 +45,10 @@ def read_discs(seed):
 SAMPLES = [Sample(f"discs{seed}", partial(read_discs, seed)) for seed in range(3)]
 
 
-class Tiny(nn.Module):
+class Tiny(Network):
     """Small, and with all that makes continuing hard: running means and dropped channels."""
 
-    in_channels, out_channels, stride, max_size = 1, 2, 2, None
+    in_channels, out_channels, stride = 1, 2, (2, 2)
 
     def __init__(self):
         super().__init__()
@@ -233,7 +234,7 @@ def test_seed_changes_the_crops(config, tmp_path):
 
 
 def test_bf16(config):
-    network, _ = run(config, precision="bf16")
+    network, _ = run(config, precision="bfloat16")
     assert all(math.isfinite(float(loss)) for loss in column(config.output, "loss"))
     assert {parameter.dtype for parameter in network.parameters()} == {torch.float32}
 
@@ -286,8 +287,8 @@ def test_rows_after_the_state_are_forgotten(config, torn):
 
 
 def test_best_score_survives_a_break(config, monkeypatch):
-    scripted = iter([Score(1.0, 0.8), Score(1.0, 0.5), Score(1.0, 0.6)])
-    monkeypatch.setattr(vimunet.training.RunFolder, "save_preview", lambda *_: None)
+    scripted = iter([Score(1.0, {"mSA": value}) for value in (0.8, 0.5, 0.6)])
+    monkeypatch.setattr(vimunet.training.loop.RunFolder, "save_preview", lambda *_: None)
     monkeypatch.setattr(Validation, "run", lambda self: (next(scripted), []))
     run(config, iterations=2)
     best = Path(config.output) / "best.safetensors"
@@ -358,20 +359,20 @@ def test_other_settings_are_named(config):
 
 
 def test_scores_are_compared_by_msa_then_loss():
-    assert Score(2.0, 0.5).is_better_than(Score(1.0, 0.4))
-    assert Score(1.0, 0.5).is_better_than(Score(2.0, 0.5))
-    assert Score(1.0, None).is_better_than(Score(2.0, None))
-    assert not Score(1.0, 0.5).is_better_than(Score(1.0, 0.5))
-    assert Score(5.0, 0.0).is_better_than(Score())
+    assert Score(2.0, {"mSA": 0.5}).is_better_than(Score(1.0, {"mSA": 0.4}))
+    assert Score(1.0, {"mSA": 0.5}).is_better_than(Score(2.0, {"mSA": 0.5}))
+    assert Score(1.0).is_better_than(Score(2.0))
+    assert not Score(1.0, {"mSA": 0.5}).is_better_than(Score(1.0, {"mSA": 0.5}))
+    assert Score(5.0, {"mSA": 0.0}).is_better_than(Score())
 
 
-@pytest.mark.parametrize("msa", [None, math.nan, math.inf])
+@pytest.mark.parametrize("on_images", [{}, {"mSA": math.nan}, {"mSA": math.inf}])
 @pytest.mark.parametrize("loss", [math.nan, math.inf])
-def test_a_score_that_is_not_finite_is_never_better(loss, msa):
-    assert not Score(loss, msa).is_better_than(Score())
-    assert not Score(loss, msa).is_better_than(Score(9.0, 0.0))
-    assert Score(9.0, 0.0).is_better_than(Score(loss, msa))
-    assert Score(9.0, None).is_better_than(Score(loss, None))
+def test_a_score_that_is_not_finite_is_never_better(loss, on_images):
+    assert not Score(loss, on_images).is_better_than(Score())
+    assert not Score(loss, on_images).is_better_than(Score(9.0, {"mSA": 0.0}))
+    assert Score(9.0, {"mSA": 0.0}).is_better_than(Score(loss, on_images))
+    assert Score(9.0).is_better_than(Score(loss))
 
 
 def test_network_that_fails_in_validation_is_never_the_best(config):
@@ -382,12 +383,12 @@ def test_network_that_fails_in_validation_is_never_the_best(config):
     _, best = run(config, Broken())
     assert best == Path(config.output) / "last.safetensors"
     assert column(config.output, "val_loss") == ["", "nan"] * 3
-    assert state_of(config.output)["best"]["val_mSA"] is None
+    assert state_of(config.output)["best"] == {"val_loss": math.inf}
 
 
 def test_learning_rate_falls_when_the_loss_does_not(config, monkeypatch):
     scripted = iter([Score(1.0), Score(0.5), Score(0.6), Score(0.7), Score(0.4)])
-    monkeypatch.setattr(vimunet.training.RunFolder, "save_preview", lambda *_: None)
+    monkeypatch.setattr(vimunet.training.loop.RunFolder, "save_preview", lambda *_: None)
     monkeypatch.setattr(Validation, "run", lambda self: (next(scripted), []))
     run(config, iterations=9)  # the last validation, at 9, must not count
     used = [float(lr) for lr in column(config.output, "lr")]
@@ -404,8 +405,8 @@ def load_of_best(config):
 
 def test_validation_is_the_mean_over_crops_and_images(config):
     network = tiny()
-    fabric = vimunet.training._start_fabric(config)
-    model = vimunet.training.TrainedModel(network, Boundaries())
+    fabric = vimunet.training.loop._start_fabric(config)
+    model = vimunet.training.loop.TrainedModel(network, Boundaries())
     score, preview = Validation(fabric, model, SAMPLES, 16, 4, 2, "float32").run()
     assert network.training  # again
     crops = RandomCrops(SAMPLES, 16, Boundaries(), seed=0, length=4)
@@ -414,8 +415,8 @@ def test_validation_is_the_mean_over_crops_and_images(config):
         losses = [
             dice_loss(network(crops[i][0][None]).sigmoid(), crops[i][1][None]) for i in range(4)
         ]
-    assert score.val_loss == pytest.approx(float(sum(losses)) / 4, rel=1e-6)
-    assert 0 <= score.val_mSA <= 1
+    assert score.loss == pytest.approx(float(sum(losses)) / 4, rel=1e-6)
+    assert 0 <= score.on_images["mSA"] <= 1
     assert len(preview) == 3
     assert torch.equal(preview[1][0], crops[1][0])
 
@@ -428,12 +429,12 @@ def test_perfect_maps_score_one(config):
             logits = torch.from_numpy(Boundaries().encode(read_discs(0)[1])) * 20 - 10
             return logits[None] if image.shape[2:] == logits.shape[1:] else super().forward(image)
 
-    fabric = vimunet.training._start_fabric(config)
-    model = vimunet.training.TrainedModel(Perfect(), Boundaries())
+    fabric = vimunet.training.loop._start_fabric(config)
+    model = vimunet.training.loop.TrainedModel(Perfect(), Boundaries())
     score, _ = Validation(fabric, model, SAMPLES[:1], 16, 1, 5, "float32").run()
-    assert score.val_mSA > 0.95
+    assert score.on_images["mSA"] > 0.95
     score, _ = Validation(fabric, model, SAMPLES[:1], 16, 1, 0, "float32").run()
-    assert score.val_mSA is None
+    assert score.on_images == {}
 
 
 # Classes
@@ -464,8 +465,8 @@ def test_validation_of_classes_is_dice_and_iou(config):
             logits = torch.tensor([0.0, 3.0, 1.0])[None, :, None, None]
             return logits.expand(len(image), 3, *image.shape[2:]) + 0 * super().forward(image)
 
-    fabric = vimunet.training._start_fabric(config)
-    model = vimunet.training.TrainedModel(Constant(), Semantic(3))
+    fabric = vimunet.training.loop._start_fabric(config)
+    model = vimunet.training.loop.TrainedModel(Constant(), Semantic(3))
     score, preview = Validation(fabric, model, CLASSES, 16, 2, 3, "float32").run()
     dices, ious = [], []
     for sample in CLASSES:
@@ -473,9 +474,7 @@ def test_validation_of_classes_is_dice_and_iou(config):
         share = (labels == 1).mean()
         dices.append(2 * share / (1 + share) / 2)  # class 2 is missed and counts 0
         ious.append(share / 2)
-    assert score.val_Dice == pytest.approx(np.mean(dices))
-    assert score.val_IoU == pytest.approx(np.mean(ious))
-    assert score.val_mSA is None
+    assert score.on_images == pytest.approx({"Dice": np.mean(dices), "IoU": np.mean(ious)})
     expected = np.exp([0, 3, 1]) / np.exp([0, 3, 1]).sum()
     np.testing.assert_allclose(preview[0][2][:, 3, 4], expected, rtol=1e-5)  # softmax, not sigmoid
 
@@ -512,9 +511,12 @@ def test_free_rotation_reaches_the_crops(config, tmp_path):
 
 
 def test_scores_of_classes_are_compared_by_dice():
-    assert Score(2.0, val_Dice=0.5).is_better_than(Score(1.0, val_Dice=0.4))
-    assert not Score(2.0, val_Dice=0.5, val_IoU=0.9).is_better_than(Score(1.0, val_Dice=0.5))
-    assert not Score(math.nan, val_Dice=math.nan).is_better_than(Score())
+    def score(loss, dice, iou):
+        return Score(loss, {"Dice": dice, "IoU": iou})
+
+    assert score(2.0, 0.5, 0.1).is_better_than(score(1.0, 0.4, 0.2))
+    assert not score(2.0, 0.5, 0.9).is_better_than(score(1.0, 0.5, 0.1))
+    assert not score(math.nan, math.nan, 0.9).is_better_than(Score())
 
 
 # Optimizer and schedule
@@ -565,7 +567,7 @@ def test_optimizers_are_those_of_torch(config, optimizer):
     step = kind(network.parameters(), lr=1e-2, weight_decay=0.5)
     crops = RandomCrops(SAMPLES, 16, Boundaries(), seed=0, length=2)
     images, targets = (torch.stack(parts) for parts in zip(crops[0], crops[1], strict=True))
-    torch.manual_seed(vimunet.training._random_seed(0, 0, 0))
+    torch.manual_seed(vimunet.training.loop._random_seed(0, 0, 0))
     dice_loss(network(images).sigmoid(), targets).backward()
     step.step()
     for name, value in network.named_parameters():
@@ -586,20 +588,15 @@ def test_time_limit_ends_with_a_validation(config):
 
 def signal_in_iteration(monkeypatch, number, which):
     """Send this process a signal while it computes the loss of an iteration."""
-    original, calls = vimunet.training.loss_for, []
+    loss, calls = Boundaries.loss, []
 
-    def loss_for(representation):
-        loss = original(representation)
+    def loss_and_signal(self, logits, target):
+        calls.extend([1] * (len(target) > 1))  # the validation looks at crops one by one
+        if len(calls) == number:
+            signal.raise_signal(which)
+        return loss(self, logits, target)
 
-        def loss_and_signal(logits, target):
-            calls.append(1)
-            if len(calls) == number:
-                signal.raise_signal(which)
-            return loss(logits, target)
-
-        return loss_and_signal
-
-    monkeypatch.setattr(vimunet.training, "loss_for", loss_for)
+    monkeypatch.setattr(Boundaries, "loss", loss_and_signal)
 
 
 @pytest.mark.parametrize("workers", [0, 1])
@@ -684,22 +681,16 @@ def test_progress_ends_the_training_and_keeps_what_was_learnt(config, tmp_path):
 
 
 def break_iteration(monkeypatch, number, damage):
-    original, calls = vimunet.training.loss_for, []
+    loss, calls = Boundaries.loss, []
 
-    def loss_for(representation):
-        loss = original(representation)
+    def broken(self, logits, target):
+        value = loss(self, logits, target)
+        if len(target) == 1:  # the validation looks at crops one by one
+            return value
+        calls.append(1)
+        return damage(value, logits) if len(calls) == number else value
 
-        def broken(logits, target):
-            calls.append(1)
-            return (
-                damage(loss(logits, target), logits)
-                if len(calls) == number
-                else loss(logits, target)
-            )
-
-        return broken
-
-    monkeypatch.setattr(vimunet.training, "loss_for", loss_for)
+    monkeypatch.setattr(Boundaries, "loss", broken)
 
 
 @pytest.mark.parametrize(
@@ -757,7 +748,7 @@ def test_processes_end_with_an_error(config, monkeypatch):
         ({"lr": math.nan}, "`lr` must be positive, got nan"),
         ({"lr_factor": 1}, "`lr_factor` must lie between 0 and 1, got 1"),
         ({"max_minutes": 0}, "`max_minutes` must be positive, got 0"),
-        ({"precision": "int8"}, "Unknown precision 'int8'. Known: float32, bf16"),
+        ({"precision": "int8"}, "Unknown precision 'int8'. Known: float32, bfloat16"),
         ({"optimizer": "sgd"}, "Unknown optimizer 'sgd'. Known: adam, adamw"),
         ({"schedule": "step"}, "Unknown schedule 'step'. Known: plateau, cosine"),
         ({"weight_decay": -1}, "`weight_decay` must be 0 or more, got -1"),
@@ -779,7 +770,7 @@ def test_what_does_not_fit_together_is_said_before_anything_is_written(config):
     with pytest.raises(ValueError, match="`val_samples` must hold at least one sample"):
         train(tiny(), Boundaries(), SAMPLES, [], config)
     limited = tiny()
-    limited.max_size = 8
+    limited.max_size = (8, 8)
     with pytest.raises(ValueError, match="`crop_size` must be at most 8 for this network, got 16"):
         run(config, limited)
     assert not Path(config.output).exists()
@@ -797,19 +788,12 @@ import torch
 
 torch.set_num_threads(1)
 import test_training as t
-import vimunet.training
+import vimunet.training.loop
 
 folder = Path({folder!r})
 seen = []
-original = vimunet.training.loss_for
-
-
-def loss_for(representation):
-    loss = original(representation)
-    return lambda logits, target: (seen.append(target), loss(logits, target))[1]
-
-
-vimunet.training.loss_for = loss_for
+loss = t.Boundaries.loss
+t.Boundaries.loss = lambda *args: (len(args[2]) > 1 and seen.append(args[2]), loss(*args))[1]
 rank = int(t.os.environ["RANK"])
 torch.manual_seed(100 + rank)  # other weights in each process, to be made equal
 network = t.Tiny()
@@ -817,7 +801,7 @@ config = t.TrainConfig(
     output=folder / "run", iterations=4, crop_size=16, batch_size=2, lr=1e-2, val_crops=3,
     validation_interval=2, val_images=2, lr_patience=0, workers=0, device="cpu",
 )
-vimunet.training.RunFolder.save_preview = lambda *_: None
+vimunet.training.loop.RunFolder.save_preview = lambda *_: None
 best = t.train(network, t.Boundaries(), t.SAMPLES, t.SAMPLES[:2], replace(config, iterations=2))
 best = t.train(network, t.Boundaries(), t.SAMPLES, t.SAMPLES[:2], replace(config, resume=True))
 torch.save(

@@ -6,9 +6,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 import zarr
+from yaozarrs import v05, validate_zarr_store
 
-from vimunet import volumes
-from vimunet.volumes import (
+from vimunet.io import ome_zarr as volumes
+from vimunet.io.ome_zarr import (
     add_ome_zarr_labels,
     is_ome_zarr,
     read_ome_zarr,
@@ -153,14 +154,19 @@ def test_labels_inside_an_image(labels, tmp_path, small_levels):
 
 
 def test_agrees_with_the_models_of_the_format(labels, tmp_path, small_levels):
-    models = pytest.importorskip("ome_zarr_models.v05")
-    write_ome_zarr_labels(tmp_path / "a.zarr", labels, scale=(2, 0.5, 0.5), units="um")
-    models.ImageLabel.from_zarr(zarr.open_group(str(tmp_path / "a.zarr"), mode="r"))
-    add_ome_zarr_labels(tmp_path / "a.zarr", "cells", labels)
-    image = models.Image.from_zarr(zarr.open_group(str(tmp_path / "a.zarr"), mode="r"))
-    assert image.labels.attributes.ome.labels == ["cells"]
-    inner = zarr.open_group(str(tmp_path / "a.zarr" / "labels" / "cells"), mode="r")
-    models.ImageLabel.from_zarr(inner)
+    path = tmp_path / "a.zarr"
+    write_ome_zarr_labels(path, labels, scale=(2, 0.5, 0.5), units="um")
+    assert isinstance(validate_zarr_store(path).ome_metadata(), v05.LabelImage)
+    add_ome_zarr_labels(path, "cells", labels)
+    validate_zarr_store(path)
+    inner = validate_zarr_store(path / "labels" / "cells")
+    assert isinstance(inner.ome_metadata(), v05.LabelImage)
+    assert validate_zarr_store(path / "labels").ome_metadata().labels == ["cells"]
+    description = json.loads((path / "zarr.json").read_text())
+    description["attributes"]["ome"]["multiscales"][0]["axes"] = [{"name": "y"}]
+    (path / "zarr.json").write_text(json.dumps(description))
+    with pytest.raises(ValueError, match="axes"):
+        validate_zarr_store(path)
 
 
 def test_reads_version_04_and_both_kinds_of_transformations(tmp_path):

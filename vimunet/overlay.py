@@ -8,6 +8,8 @@ import colorsys
 import numpy as np
 from numpy.typing import NDArray
 
+from vimunet.labels import find_boundaries
+
 # In the hue circle, steps of the golden ratio keep neighbouring numbers apart.
 _GOLDEN_RATIO = 0.618034
 _PALETTE = np.array(
@@ -75,14 +77,7 @@ def outlines(labels: NDArray) -> NDArray[np.bool_]:
         (y, x) mask. Background is never marked, nor is the border of the image.
     """
     labels = np.asarray(labels)
-    differs = np.zeros(labels.shape, dtype=bool)
-    down = labels[1:] != labels[:-1]
-    right = labels[:, 1:] != labels[:, :-1]
-    differs[1:] |= down
-    differs[:-1] |= down
-    differs[:, 1:] |= right
-    differs[:, :-1] |= right
-    return differs & (labels != 0)
+    return find_boundaries(labels) & (labels != 0)
 
 
 def draw_overlay(image: NDArray, labels: NDArray, opacity: float = 0.3) -> NDArray[np.uint8]:

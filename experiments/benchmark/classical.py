@@ -22,9 +22,10 @@ from skimage.morphology import h_minima
 from skimage.segmentation import watershed
 from tqdm import tqdm
 
-from vimunet.data.folder import list_images, read_image, stem
-from vimunet.files import replacing
-from vimunet.postprocessing import remove_small
+from vimunet.io.atomic import replacing
+from vimunet.io.formats import read_image
+from vimunet.io.names import list_images, stem
+from vimunet.representations.watershed import remove_small
 
 SMALLEST = 50  # pixels of an object
 MOST_COLORS = 4

@@ -9,9 +9,6 @@ figure and are never ranked among what was measured.
 
 import argparse
 import sys
-from pathlib import Path
-
-sys.path.insert(0, str(Path(__file__).parent))
 
 from published import published_scores
 

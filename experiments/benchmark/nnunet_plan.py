@@ -11,7 +11,7 @@ import argparse
 import json
 from pathlib import Path
 
-from vimunet.files import replacing
+from vimunet.io.atomic import replacing
 from vimunet.models.umamba import plan_strides
 
 _PER_STAGE = ("features_per_stage", "kernel_sizes", "n_conv_per_stage", "n_blocks_per_stage")

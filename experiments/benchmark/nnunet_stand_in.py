@@ -1,6 +1,6 @@
 """Write the stand-ins for LIVECell and CREMI as data sets of nnU-Net, split as for our networks.
 
-The images are those of `experiments/livecell/splits.py` and `experiments/cremi/splits.py`: number
+The images are those of `livecell_sample` and `cremi_sample` in `vimunet.datasets.splits`: number
 501 is phase contrast with three classes, 502 electron microscopy with the boundary alone.
 
     python experiments/benchmark/nnunet_stand_in.py FOLDER --output runs/nnunet
@@ -12,13 +12,14 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from vimunet.bridges.nnunet import write_dataset
+from vimunet.cli.arguments import add_protocol
 
 
 def main() -> None:
     flags = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     flags.add_argument("data", type=Path, help="folder with the data sets")
     flags.add_argument("--output", type=Path, required=True, help="gets nnUNet_raw and more")
-    flags.add_argument("--protocol", choices=("fair", "paper"), default="fair")
+    add_protocol(flags, "how objects become classes")
     options = flags.parse_args()
     root = options.data.resolve()
     written = {

@@ -18,9 +18,9 @@ from tqdm import tqdm
 
 from vimunet.bridges.nnunet import find_predictions, read_prediction
 from vimunet.bridges.predictions import open_predictions
-from vimunet.evaluation import mean_segmentation_accuracy
-from vimunet.files import replacing
-from vimunet.representation import Boundaries
+from vimunet.io.atomic import replacing
+from vimunet.representations.boundaries import Boundaries
+from vimunet.scores.objects import mean_segmentation_accuracy
 
 
 def main() -> None:

@@ -1,15 +1,13 @@
-"""Score a model on CREMI: mSA with the paper's, default and tuned thresholds, and the ceiling.
+"""Score a model on CREMI: neurites in sections of the adult fly brain (electron microscopy).
 
-python experiments/cremi/evaluate.py --model runs/NAME/best.safetensors --data DIR --output DIR
+mSA with the published, default and tuned thresholds, and the ceiling.
+
+    python experiments/cremi/evaluate.py --model vim_t
 """
 
 import sys
-from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-
-import report
-import splits
+from vimunet.cli.experiment import evaluate
 
 if __name__ == "__main__":
-    report.main("Score a model on CREMI.", splits.official, splits.stand_in)
+    sys.exit(evaluate("cremi"))

@@ -1,15 +1,13 @@
-"""Score a model on ISIC: Dice, IoU and more, with default and tuned threshold, and as published.
+"""Score a model on ISIC: skin lesions in dermoscopic images.
 
-python experiments/isic/evaluate.py --model runs/NAME/best.safetensors --data DIR --output DIR
+Dice, IoU and more: as published, with the default and the tuned threshold, and the ceiling.
+
+    python experiments/isic/evaluate.py --model vim_t
 """
 
 import sys
-from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-
-import semantic_report
-import splits
+from vimunet.cli.experiment import evaluate
 
 if __name__ == "__main__":
-    semantic_report.main("Score a model on ISIC.", splits.official, splits.stand_in)
+    sys.exit(evaluate("isic"))

@@ -1,15 +1,13 @@
-"""Score a model on LIVECell: mSA with the paper's, default and tuned thresholds, and the ceiling.
+"""Score a model on LIVECell: cells in phase-contrast images.
 
-python experiments/livecell/evaluate.py --model runs/NAME/best.safetensors --data DIR --output DIR
+mSA with the published, default and tuned thresholds, and the ceiling.
+
+    python experiments/livecell/evaluate.py --model vim_s
 """
 
 import sys
-from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-
-import report
-import splits
+from vimunet.cli.experiment import evaluate
 
 if __name__ == "__main__":
-    report.main("Score a model on LIVECell.", splits.official, splits.stand_in)
+    sys.exit(evaluate("livecell"))

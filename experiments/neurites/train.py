@@ -1,30 +1,13 @@
-"""Train the model for neurites that ships with the package.
+"""Train on the FIB-25 sample: neurites in isotropic electron microscopy.
 
-The defaults are its recipe: `vim_n`, boundaries alone, 192 crops, batch 6, AdamW 1e-3
-falling along a cosine, images changed in scale, contrast, sharpness and noise.
+Without further flags this is the recipe of the model that comes with the package.
 
-    python experiments/neurites/train.py --data DIR --output runs/neurites
+    python experiments/neurites/train.py
 """
 
 import sys
-from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-
-import recipe
-import splits
-
-from vimunet.representation import Boundaries
+from vimunet.cli.experiment import train
 
 if __name__ == "__main__":
-    recipe.train_shipped(
-        "neurites",
-        Boundaries(foreground=False),
-        splits.neurites,
-        "the FIB-25 sample",
-        splits.LICENCE,
-        iterations=3000,
-        crop_size=192,
-        batch_size=6,
-        zoom=(1.0, 2.5),
-    )
+    sys.exit(train("neurites"))

@@ -1,17 +1,13 @@
-"""Score a model for nuclei: tuned on the validation images, reported on the test images.
+"""Score a model on the 2018 Data Science Bowl: nuclei.
 
-python experiments/nuclei/evaluate.py --model RUN/best.safetensors --data DIR --output DIR
+mSA with the published, default and tuned thresholds, and the ceiling; also for each kind of image.
+
+    python experiments/nuclei/evaluate.py
 """
 
 import sys
-from functools import partial
-from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-
-import report
-import splits
+from vimunet.cli.experiment import evaluate
 
 if __name__ == "__main__":
-    score = partial(report.score_model, kind_of=splits.kind_of)
-    report.main("Score a model for nuclei.", splits.nuclei, None, score)
+    sys.exit(evaluate("nuclei"))

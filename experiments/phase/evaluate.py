@@ -1,15 +1,13 @@
-"""Score a model for phase contrast: tuned on the validation images, reported on the test images.
+"""Score a model on Usiigaci: cells in phase contrast.
 
-python experiments/phase/evaluate.py --model RUN/best.safetensors --data DIR --output DIR
+mSA with the published, default and tuned thresholds, and the ceiling.
+
+    python experiments/phase/evaluate.py
 """
 
 import sys
-from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-
-import report
-import splits
+from vimunet.cli.experiment import evaluate
 
 if __name__ == "__main__":
-    report.main("Score a model for cells in phase contrast.", splits.phase, None)
+    sys.exit(evaluate("phase"))

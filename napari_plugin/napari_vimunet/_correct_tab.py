@@ -1,10 +1,14 @@
 """Correct: tools for the mouse that split, cut, merge, delete, redraw and add objects."""
 
 from collections.abc import Iterator
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
+from napari.layers import Labels, Shapes
+from napari.utils.events import Event
+from numpy.typing import NDArray
 from qtpy.QtCore import Qt
+from qtpy.QtGui import QHideEvent, QShowEvent
 from qtpy.QtWidgets import (
     QDoubleSpinBox,
     QGridLayout,
@@ -14,12 +18,14 @@ from qtpy.QtWidgets import (
     QWidget,
 )
 
-from napari_vimunet import correction
 from napari_vimunet._controls import button, connect, guarded, note
 from napari_vimunet._tasks import Task
-from napari_vimunet.layers import camera, shown_position
-from napari_vimunet.planes import Index
-from vimunet.stitching import stitch_slices
+from napari_vimunet._workspace import Workspace
+from napari_vimunet.layers import camera
+from vimunet.io.image import Index
+from vimunet.objects import editing
+from vimunet.representations import Landscape
+from vimunet.segmentation.stitching import stitch_slices
 
 
 class Tool(NamedTuple):
@@ -55,13 +61,13 @@ STROKE = "vimunet stroke"
 class CorrectTab(QWidget):
     """The tools, and what they do to the chosen labels; each step can be undone."""
 
-    def __init__(self, host: Any):
+    def __init__(self, workspace: Workspace):
         super().__init__()
-        self._host = host
+        self._workspace = workspace
         self._tool: str | None = None
-        self._layer: Any = None
-        self._stroke: Any = None
-        self._first: np.ndarray | None = None
+        self._layer: Labels | None = None
+        self._stroke: Shapes | None = None
+        self._first: NDArray[np.float64] | None = None
         self.buttons: dict[str, QPushButton] = {}
         grid = QGridLayout()
         grid.setSpacing(4)
@@ -115,25 +121,25 @@ class CorrectTab(QWidget):
         layout.addLayout(row)
         layout.addWidget(self.slices)
         layout.addStretch()
-        host.labels.changed.connect(self.stop_tool)
-        host.labels.changed.connect(self.show_count)
-        host.refreshed.connect(self.show_count)
-        connect(self, host.viewer.layers.events.removed, self._forget)
+        workspace.labels.changed.connect(self.stop_tool)
+        workspace.labels.changed.connect(self.show_count)
+        workspace.refreshed.connect(self.show_count)
+        connect(self, workspace.viewer.layers.events.removed, self._forget)
         self._show_tool()
 
-    def showEvent(self, event: Any) -> None:  # noqa: N802 (Qt's name)
+    def showEvent(self, event: QShowEvent) -> None:  # noqa: N802 (Qt's name)
         """Listen to the keys of the tools as long as they are seen."""
         for name, tool in TOOLS.items():
-            self._host.viewer.bind_key(
+            self._workspace.viewer.bind_key(
                 tool.key, lambda _, name=name: self.toggle(name), overwrite=True
             )
         self.show_count()
         super().showEvent(event)
 
-    def hideEvent(self, event: Any) -> None:  # noqa: N802 (Qt's name)
+    def hideEvent(self, event: QHideEvent) -> None:  # noqa: N802 (Qt's name)
         """Leave the keys and the mouse to others."""
         for tool in TOOLS.values():
-            self._host.viewer.bind_key(tool.key, None)
+            self._workspace.viewer.bind_key(tool.key, None)
         self.stop_tool()
         super().hideEvent(event)
 
@@ -156,7 +162,7 @@ class CorrectTab(QWidget):
             raise
         self._tool, self._layer = name, layer
         if TOOLS[name].draws:
-            self._stroke = self._host.viewer.add_shapes(
+            self._stroke = self._workspace.viewer.add_shapes(
                 ndim=2,
                 name=STROKE,
                 edge_color="yellow",
@@ -164,7 +170,7 @@ class CorrectTab(QWidget):
                 units=layer.units[-2:],
                 axis_labels=layer.axis_labels[-2:],
             )
-        self._host.viewer.layers.selection.active = layer
+        self._workspace.viewer.layers.selection.active = layer
         layer.mode = "pan_zoom"
         layer.mouse_pan = False
         layer.mouse_drag_callbacks.append(self._drag)
@@ -173,26 +179,26 @@ class CorrectTab(QWidget):
 
     def stop_tool(self) -> None:
         """Give the mouse back to napari."""
-        if self._tool is None:
-            return
         layer, stroke = self._layer, self._stroke
+        if layer is None:
+            return
         self._tool = self._layer = self._stroke = self._first = None
         layer.events.mode.disconnect(self._stop_for_mode)
         if self._drag in layer.mouse_drag_callbacks:
             layer.mouse_drag_callbacks.remove(self._drag)
         layer.mouse_pan = layer.mode == "pan_zoom"
-        if stroke is not None and stroke in self._host.viewer.layers:
-            self._host.viewer.layers.remove(stroke)
-        if layer in self._host.viewer.layers:
-            self._host.viewer.layers.selection.active = layer
+        if stroke is not None and stroke in self._workspace.viewer.layers:
+            self._workspace.viewer.layers.remove(stroke)
+        if layer in self._workspace.viewer.layers:
+            self._workspace.viewer.layers.selection.active = layer
         self._show_tool()
 
-    def _stop_for_mode(self, event: Any = None) -> None:
+    def _stop_for_mode(self, event: Event) -> None:
         """Make room for napari's own tools."""
         if self._layer is not None and self._layer.mode != "pan_zoom":
             self.stop_tool()
 
-    def _forget(self, event: Any) -> None:
+    def _forget(self, event: Event) -> None:
         if event.value is self._layer:
             self.stop_tool()
         elif event.value is self._stroke:
@@ -207,25 +213,25 @@ class CorrectTab(QWidget):
             tool = TOOLS[self._tool]
             self.hint.setText(f"{tool.hint} {tool.key} ends the tool.")
 
-    def _drag(self, layer: Any, event: Any) -> Iterator[None]:
+    def _drag(self, layer: Labels, event: Event) -> Iterator[None]:
         """Follow the mouse from pressing to releasing its button."""
         if event.button != 1 or self._tool is None:
             return
-        points, shown = [self._point(layer, event)], [event.position[-2:]]
+        points, shown = [self._point(layer, event)], [np.asarray(event.position[-2:])]
         yield
         while event.type == "mouse_move":
             points.append(self._point(layer, event))
-            shown.append(event.position[-2:])
+            shown.append(np.asarray(event.position[-2:]))
             self._draw(shown)
             yield
         self._draw([])
         self.use(np.array(points))
 
     @staticmethod
-    def _point(layer: Any, event: Any) -> np.ndarray:
+    def _point(layer: Labels, event: Event) -> NDArray[np.float64]:
         return np.asarray(layer.world_to_data(event.position))[-2:]
 
-    def _draw(self, points: list[Any]) -> None:
+    def _draw(self, points: list[NDArray[np.float64]]) -> None:
         if self._stroke is None:
             return
         self._stroke.data = []
@@ -234,11 +240,11 @@ class CorrectTab(QWidget):
             self._stroke.add(
                 [np.array([*points, points[0]] if closed else points)],
                 shape_type="path",
-                edge_width=2.5 / camera(self._host.viewer).zoom,
+                edge_width=2.5 / camera(self._workspace.viewer).zoom,
             )
 
     @guarded
-    def use(self, points: np.ndarray) -> None:
+    def use(self, points: NDArray[np.float64]) -> None:
         """Use the tool.
 
         Args:
@@ -261,7 +267,7 @@ class CorrectTab(QWidget):
         self._show_tool()
         self.edit(tool, points)
 
-    def edit(self, tool: str, points: np.ndarray) -> int:
+    def edit(self, tool: str, points: NDArray[np.float64]) -> int:
         """Change the shown plane of the chosen labels, in a way that can be undone.
 
         Args:
@@ -272,48 +278,50 @@ class CorrectTab(QWidget):
             Number of pixels that changed.
         """
         layer = self._editable()
-        index = self._index(layer)
+        index = self._workspace.shown_plane(layer)
         labels = layer.data[index]
-        landscape, foreground = self._landscape(layer, index)
+        seen = self._landscape(layer, index)
         if tool == "split":
-            edit = correction.split(labels, points[0], points, landscape, layer.data)
+            edit = editing.split(labels, points[0], points, seen.heights, layer.data)
         elif tool == "cut":
-            edit = correction.cut(labels, points, layer.data)
+            edit = editing.cut(labels, points, layer.data)
         elif tool == "merge":
-            edit = correction.merge(labels, points)
+            edit = editing.merge(labels, points)
         elif tool == "delete":
-            edit = correction.delete(labels, points[0])
+            edit = editing.delete(labels, points[0])
         elif tool == "redraw":
             edit = self._redraw(labels, points, layer.data)
         else:
-            edit = correction.add(labels, points[0], landscape, foreground, stack=layer.data)
+            edit = editing.add(labels, points[0], seen.heights, seen.foreground, stack=layer.data)
         return self._apply(layer, index, edit, TOOLS[tool].name)
 
-    def _redraw(self, labels: np.ndarray, outline: np.ndarray, stack: np.ndarray) -> Any:
+    def _redraw(
+        self, labels: NDArray, outline: NDArray[np.float64], stack: NDArray
+    ) -> editing.Edit:
         """Give the outline to the object that fills most of it, or to a new one."""
-        label = correction.object_inside(labels, outline)
+        label = editing.object_inside(labels, outline)
         if label is None:
-            (label,) = correction.unused_labels(stack, 1)
-        return correction.redraw(labels, label, outline)
+            (label,) = editing.unused_labels(stack, 1)
+        return editing.redraw(labels, label, outline)
 
-    def _apply(self, layer: Any, index: Index, edit: Any, name: str) -> int:
+    def _apply(self, layer: Labels, index: Index, edit: editing.Edit, name: str) -> int:
         if len(edit) == 0:
-            self._host.say(f"{name}: no object there, nothing changed.")
+            self._workspace.say(f"{name}: no object there, nothing changed.")
             return 0
         rows, columns = edit.indices
         leading = tuple(np.full(len(rows), place) for place in index)
         layer.data_setitem((*leading, rows, columns), edit.values)
         if edit.label is not None:
             layer.selected_label = edit.label
-        self._host.say(f"{name}: {len(edit)} pixels changed.")
+        self._workspace.say(f"{name}: {len(edit)} pixels changed.")
         self.show_count()
         return len(edit)
 
     def delete_at_border(self) -> None:
         """Delete all objects of the shown plane that touch its border."""
         layer = self._editable()
-        index = self._index(layer)
-        self._apply(layer, index, correction.delete_at_border(layer.data[index]), "Delete")
+        index = self._workspace.shown_plane(layer)
+        self._apply(layer, index, editing.delete_at_border(layer.data[index]), "Delete")
 
     def undo(self) -> None:
         """Undo the last correction of the chosen labels."""
@@ -327,37 +335,37 @@ class CorrectTab(QWidget):
 
     def stitch(self) -> None:
         """Make objects of a stack of those of its slices, in a new layer."""
-        host, layer = self._host, self._in_memory()
-        segmentation = host.session.segmentation(layer)
-        if segmentation is not None and segmentation.model.representation.labels_are_classes:
+        work, layer = self._workspace, self._in_memory()
+        if work.finds_classes(layer):
             raise ValueError(f"Labels must be objects to be stitched, {layer.name} are classes.")
         labels, threshold = layer.data.copy(), self.overlap.value()
         lengths = [length for length in labels.shape[:-2] if length > 1]
 
-        def work(_: Task) -> np.ndarray:
+        def join(_: Task) -> NDArray[np.int32]:
             stacks = labels.reshape(*lengths, *labels.shape[-2:])
             return stitch_slices(stacks, threshold).astype(np.int32).reshape(labels.shape)
 
-        def finish(stitched: np.ndarray) -> None:
-            added = host.add_version(layer, stitched, "stitched")
-            host.say(f"Stitched: {stitched.max()} objects in {added.name}.")
+        def finish(stitched: NDArray[np.int32]) -> None:
+            added = work.add_version(layer, stitched, "stitched")
+            work.say(f"Stitched: {stitched.max()} objects in {added.name}.")
 
-        host.tasks.run("Stitch", work, finish)
+        work.tasks.run("Stitch", join, finish)
 
     @guarded
     def show_count(self) -> None:
         """Say how many objects the shown plane has now, and offer what its stack can have."""
-        layer = self._host.labels.layer
+        work, layer = self._workspace, self._workspace.labels.layer
         self.slices.setVisible(layer is not None and any(n > 1 for n in layer.data.shape[:-2]))
         if not self.isVisible() or layer is None or not isinstance(layer.data, np.ndarray):
             self.count.setText("")
             return
-        labels = layer.data[self._index(layer)]
+        labels = layer.data[work.shown_plane(layer)]
         count = len(np.unique(labels[labels > 0]))
-        self.count.setText(f"<span style='font-size:18pt'>{count}</span> objects in {layer.name}")
+        kind = "classes" if work.finds_classes(layer) else "objects"
+        self.count.setText(f"<span style='font-size:18pt'>{count}</span> {kind} in {layer.name}")
 
-    def _in_memory(self) -> Any:
-        layer = self._host.labels.layer
+    def _in_memory(self) -> Labels:
+        layer = self._workspace.labels.layer
         if layer is None:
             raise ValueError(
                 "Labels must be there to be corrected. Press Segment, or make a Labels layer."
@@ -370,26 +378,17 @@ class CorrectTab(QWidget):
             )
         return layer
 
-    def _editable(self) -> Any:
+    def _editable(self) -> Labels:
         layer = self._in_memory()
-        if self._host.viewer.dims.ndisplay != 2:
+        if self._workspace.viewer.dims.ndisplay != 2:
             raise ValueError("The view must be two-dimensional to correct. Press Ctrl+Y.")
         return layer
 
-    def _index(self, layer: Any) -> Index:
-        leading = layer.data.shape[:-2]
-        position = shown_position(layer, self._host.viewer.dims.point)
-        return tuple(
-            int(np.clip(round(place), 0, length - 1))
-            for place, length in zip(position, leading, strict=True)
-        )
-
-    def _landscape(self, layer: Any, index: Index) -> tuple[Any, Any]:
-        """What the network saw there, if it is known."""
-        session = self._host.session
+    def _landscape(self, layer: Labels, index: Index) -> Landscape:
+        """What the network saw there, as far as it is known."""
+        session = self._workspace.session
         segmentation = session.segmentation(layer)
         maps = None if segmentation is None else session.maps.get(segmentation, index)
-        if maps is None or maps.maps.shape[1:] != layer.data.shape[-2:]:
-            return None, None
-        channels = segmentation.model.representation.channels
-        return correction.landscape_and_foreground(maps.maps, channels)
+        if segmentation is None or maps is None or maps.maps.shape[1:] != layer.data.shape[-2:]:
+            return Landscape()
+        return segmentation.model.representation.landscape(maps.maps)

@@ -1,11 +1,21 @@
 """Measure: a table of the objects, linked with the viewer; scores; files for other programs."""
 
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 from napari.layers import Labels
-from qtpy.QtCore import QAbstractTableModel, QSortFilterProxyModel, Qt
+from napari.utils.events import Event
+from qtpy.QtCore import (
+    QAbstractTableModel,
+    QItemSelection,
+    QModelIndex,
+    QPersistentModelIndex,
+    QSortFilterProxyModel,
+    Qt,
+)
+from qtpy.QtGui import QHideEvent, QShowEvent
 from qtpy.QtWidgets import (
     QAbstractItemView,
     QFileDialog,
@@ -15,15 +25,23 @@ from qtpy.QtWidgets import (
     QWidget,
 )
 
-from napari_vimunet._controls import LayerChoice, button, choice, connect, form, guarded, note
+from napari_vimunet._choices import LayerChoice
+from napari_vimunet._controls import button, choice, connect, form, guarded, note
 from napari_vimunet._tasks import Task
-from napari_vimunet._writer import FILTERS, save_labels
-from napari_vimunet.layers import camera, part_of, shown_position
-from napari_vimunet.planes import Planes
-from napari_vimunet.segmentation import CancelledError
-from vimunet.measurement import measure, score, write_csv
+from napari_vimunet._workspace import Workspace
+from napari_vimunet.layers import camera, micrometres, part_of
+from vimunet.interactive.measuring import measure_planes
+from vimunet.io.image import Index
+from vimunet.io.tables import write_columns
+from vimunet.scores import SCORES
+from vimunet.scores.objects import evaluate_stack
+
+if TYPE_CHECKING:
+    from vimunet.objects.measurement import Table
 
 _ROLE_OF_VALUE = Qt.ItemDataRole.UserRole
+
+_Cell = QModelIndex | QPersistentModelIndex
 
 
 class TableModel(QAbstractTableModel):
@@ -35,30 +53,32 @@ class TableModel(QAbstractTableModel):
 
     def __init__(self, owner: QWidget):
         super().__init__(owner)
-        self.columns: dict[str, np.ndarray] = {}
+        self.columns: Table = {}
         self._names: list[str] = []
 
-    def show(self, columns: dict[str, np.ndarray]) -> None:
+    def show(self, columns: "Table") -> None:
         """Show other columns."""
         self.beginResetModel()
         self.columns, self._names = columns, list(columns)
         self.endResetModel()
 
-    def rowCount(self, parent: Any = None) -> int:  # noqa: N802 (Qt's name)
+    def rowCount(self, parent: _Cell | None = None) -> int:  # noqa: N802 (Qt's name)
         """Give the number of objects."""
         return len(self.columns[self._names[0]]) if self._names else 0
 
-    def columnCount(self, parent: Any = None) -> int:  # noqa: N802 (Qt's name)
+    def columnCount(self, parent: _Cell | None = None) -> int:  # noqa: N802 (Qt's name)
         """Give the number of columns."""
         return len(self._names)
 
-    def headerData(self, section: int, orientation: Any, role: int = 0) -> Any:  # noqa: N802
+    def headerData(  # noqa: N802 (Qt's name)
+        self, section: int, orientation: Qt.Orientation, role: int = 0
+    ) -> str | None:
         """Give the name of a column."""
         if role == Qt.ItemDataRole.DisplayRole and orientation == Qt.Orientation.Horizontal:
             return self._names[section].replace("_", " ")
         return None
 
-    def data(self, index: Any, role: int = 0) -> Any:
+    def data(self, index: _Cell, role: int = 0) -> str | float | None:
         """Give a number, as text to show or as it is to sort."""
         value = self.columns[self._names[index.column()]][index.row()].item()
         if role == _ROLE_OF_VALUE:
@@ -71,11 +91,11 @@ class TableModel(QAbstractTableModel):
 class MeasureTab(QWidget):
     """Table, scores and files of the chosen labels."""
 
-    def __init__(self, host: Any):
+    def __init__(self, workspace: Workspace):
         super().__init__()
-        self._host = host
-        self._layer: Any = None
-        self._index: tuple[int, ...] = ()
+        self._workspace = workspace
+        self._layer: Labels | None = None
+        self._index: Index = ()
         self.slices = choice("Which slices of a stack are measured", "shown slice", "all slices")
         self.measure_button = button(
             "Measure", self.measure, "Area, position, shape and intensity of each object"
@@ -97,7 +117,7 @@ class MeasureTab(QWidget):
         self.table.selectionModel().selectionChanged.connect(self._show_object)
         self.hint = note("Press Measure.")
         self.truth = LayerChoice(
-            self, host.viewer, Labels, "Labels to compare with, drawn by hand for example", "…"
+            self, workspace.viewer, Labels, "Labels to compare with, drawn by hand for example", "…"
         )
         self.score_button = button(
             "Score", self.score, "How well the chosen labels agree with these"
@@ -125,29 +145,29 @@ class MeasureTab(QWidget):
         layout.addLayout(rows)
         layout.addWidget(self.result)
         layout.addWidget(self.save_button)
-        host.labels.changed.connect(self._show_labels)
-        connect(self, host.viewer.layers.events.removed, self._forget)
+        workspace.labels.changed.connect(self._show_labels)
+        connect(self, workspace.viewer.layers.events.removed, self._forget)
         self._show_labels()
 
-    def showEvent(self, event: Any) -> None:  # noqa: N802 (Qt's name)
+    def showEvent(self, event: QShowEvent) -> None:  # noqa: N802 (Qt's name)
         """Listen to clicks on objects as long as the table is seen."""
         self._listen(self._layer)
         super().showEvent(event)
 
-    def hideEvent(self, event: Any) -> None:  # noqa: N802 (Qt's name)
+    def hideEvent(self, event: QHideEvent) -> None:  # noqa: N802 (Qt's name)
         """Leave the mouse to others."""
         self._listen(None)
         super().hideEvent(event)
 
     @guarded
     def _show_labels(self) -> None:
-        layer = self._host.labels.layer
+        layer = self._workspace.labels.layer
         slices = layer is not None and int(np.prod(layer.data.shape[:-2], dtype=int)) > 1
         self.slices.setVisible(slices)
         if layer is not self._layer:
             self._set_layer(layer)
 
-    def _set_layer(self, layer: Any) -> None:
+    def _set_layer(self, layer: Labels | None) -> None:
         self._listen(None)
         if self._layer is not None:
             self._layer.events.paint.disconnect(self._say_outdated)
@@ -164,70 +184,49 @@ class MeasureTab(QWidget):
     def _show_buttons(self) -> None:
         self.csv_button.setEnabled(self.model.rowCount() > 0)
 
-    def _forget(self, event: Any) -> None:
+    def _forget(self, event: Event) -> None:
         if event.value is self._layer:
             self._set_layer(None)
 
-    def _listen(self, layer: Any) -> None:
+    def _listen(self, layer: Labels | None) -> None:
         """Follow clicks into `layer`, and into no other."""
-        for known in self._host.viewer.layers:
+        for known in self._workspace.viewer.layers:
             if self._click in known.mouse_drag_callbacks:
                 known.mouse_drag_callbacks.remove(self._click)
         if layer is not None:
             layer.mouse_drag_callbacks.append(self._click)
 
-    def _say_outdated(self, event: Any = None) -> None:
+    def _say_outdated(self, event: Event) -> None:
         if self.model.rowCount():
             self.hint.setText("The labels were edited since: press Measure again.")
 
-    def _chosen(self) -> Any:
-        layer = self._host.labels.layer
+    def _chosen(self) -> Labels:
+        layer = self._workspace.labels.layer
         if layer is None:
             raise ValueError("Labels must be there to be measured. Press Segment first.")
         return layer
 
-    def _shown_index(self, layer: Any) -> tuple[int, ...]:
-        return Planes(layer.data).at(shown_position(layer, self._host.viewer.dims.point))
-
-    def _planes(self, layer: Any) -> list[tuple[int, ...]]:
+    def _planes(self, layer: Labels) -> list[Index]:
         """Say which planes are wanted."""
         if self.slices.currentIndex() == 1:
-            return Planes(layer.data).indices()
-        return [self._shown_index(layer)]
+            return list(np.ndindex(*layer.data.shape[:-2]))
+        return [self._workspace.shown_plane(layer)]
 
     def measure(self) -> None:
         """Measure the objects, in the background."""
-        host, layer = self._host, self._chosen()
-        image, box = host.images.layer, None
-        if image is not None and leading_fit(layer, image):
-            box = part_of(layer, image)
-        indices = self._planes(layer)
-        planes = None if box is None else host.segment.planes(image)
-        scale = tuple(abs(float(length)) for length in layer.scale[-2:])
-        unit = str(layer.units[-1])
+        work, layer = self._workspace, self._chosen()
+        image, planes, box = work.images.layer, None, None
+        if image is not None and image.ndim == layer.ndim:
+            planes, box = work.planes(), part_of(layer, image)
+        indices, spacing = self._planes(layer), micrometres(layer)
 
-        def work(task: Task) -> dict[str, np.ndarray]:
-            tables = []
-            for number, index in enumerate(indices):
-                task.report(number, len(indices), f"slice {number + 1} of {len(indices)}")
-                if task.stop.is_set():
-                    raise CancelledError
-                labels = np.asarray(layer.data[index])
-                pixels = None
-                if planes is not None and box is not None:
-                    plane = planes.plane(planes.at(index), box)
-                    pixels = plane[(slice(0, plane.shape[0]), slice(0, plane.shape[1]))]
-                table = measure(labels, pixels, scale, unit)
-                rows = len(table["label"])
-                places = {
-                    f"slice_{axis}" if len(index) > 1 else "slice": np.full(rows, place)
-                    for axis, place in enumerate(index)
-                    if layer.data.shape[axis] > 1
-                }
-                tables.append({**places, **table})
-            return {name: np.concatenate([table[name] for table in tables]) for name in tables[0]}
+        def measured(task: Task) -> "Table":
+            def tell(done: int, total: int) -> None:
+                task.report(done, total, f"slice {done + 1} of {total}")
 
-        def show(table: dict[str, np.ndarray]) -> None:
+            return measure_planes(layer.data, indices, planes, box, spacing, tell, task.stop)
+
+        def show(table: "Table") -> None:
             if layer is not self._layer:
                 return
             self._index = indices[0]
@@ -238,7 +237,7 @@ class MeasureTab(QWidget):
             what = "" if box is not None else ", without intensities: the image does not fit"
             self.hint.setText(f"{self.model.rowCount()} objects{what}.")
 
-        host.tasks.run("Measure", work, show)
+        work.tasks.run("Measure", measured, show)
 
     def save_table(self) -> None:
         """Ask for a file, and write the table."""
@@ -246,8 +245,8 @@ class MeasureTab(QWidget):
         path, _ = QFileDialog.getSaveFileName(self, "Save the table", name, "*.csv")
         if path:
             path = str(Path(path).with_suffix(".csv"))
-            write_csv(path, self.model.columns)
-            self._host.say(f"Saved {path}.")
+            write_columns(path, self.model.columns)
+            self._workspace.say(f"Saved {path}.")
 
     def score(self) -> None:
         """Compare the shown slice, or all, with the truth."""
@@ -263,8 +262,15 @@ class MeasureTab(QWidget):
             shape = (-1, *layer.data.shape[-2:])
             pair = [np.asarray(one.data).reshape(shape) for one in (layer, truth)]
         else:
-            pair = [np.asarray(one.data[self._shown_index(one)]) for one in (layer, truth)]
-        found = score(*pair)
+            shown = self._workspace.shown_plane
+            pair = [np.asarray(one.data[shown(one)]) for one in (layer, truth)]
+        if self._workspace.finds_classes(layer):
+            source = self._workspace.session.source(layer)
+            score = SCORES[source.model.representation.score]
+            values = zip(score.names, score.measure(pair[0], pair[1], False), strict=True)
+            self.result.setText(", ".join(f"<b>{name} {value:.3f}</b>" for name, value in values))
+            return
+        found = evaluate_stack(*pair)
         self.result.setText(
             f"<b>mSA {found['mSA']:.3f}</b>, SA50 {found['SA50']:.3f}, "
             f"precision {found['precision']:.3f}, recall {found['recall']:.3f}: "
@@ -273,16 +279,18 @@ class MeasureTab(QWidget):
 
     def save_labels(self) -> None:
         """Ask for a file, and write the labels."""
+        from napari_vimunet._writer import FILTERS, save_labels  # loads all formats
+
         layer = self._chosen()
         path, kind = QFileDialog.getSaveFileName(
             self, "Save the labels", f"{layer.name}_labels.tif", ";;".join(FILTERS)
         )
         if path:
             saved = save_labels(path, layer, kind)
-            self._host.say(f"Saved {saved}.")
+            self._workspace.say(f"Saved {saved}.")
 
     @guarded
-    def _show_object(self, selected: Any = None, deselected: Any = None) -> None:
+    def _show_object(self, selected: QItemSelection, deselected: QItemSelection) -> None:
         """Go to the object of the selected row."""
         rows = self.table.selectionModel().selectedRows()
         layer = self._layer
@@ -296,27 +304,25 @@ class MeasureTab(QWidget):
             for name in ("slice", f"slice_{axis}"):
                 if name in columns:
                     index[axis] = int(columns[name][row])
-        world = layer.data_to_world((*index, columns["y_px"][row], columns["x_px"][row]))
-        viewer = self._host.viewer
-        for axis, place in enumerate(world[:-2]):
-            viewer.dims.set_point(axis + viewer.dims.ndim - layer.ndim, place)
-        view = camera(viewer)
-        view.center = (*view.center[:-2], world[-2], world[-1])
+        self._workspace.go_to(
+            np.asarray(layer.data_to_world((*index, columns["y_px"][row], columns["x_px"][row])))
+        )
 
-    def _click(self, layer: Any, event: Any) -> Any:
+    def _click(self, layer: Labels, event: Event) -> Iterator[None]:
         """Select the row of the object that was clicked, not dragged."""
         start = np.asarray(event.position)
         yield
         while event.type == "mouse_move":
             yield
-        moved = np.abs(np.asarray(event.position) - start).max() * camera(self._host.viewer).zoom
-        if moved < 4 and layer.mode == "pan_zoom":
+        moved = np.abs(np.asarray(event.position) - start).max()
+        if moved * camera(self._workspace.viewer).zoom < 4 and layer.mode == "pan_zoom":
             value = layer.get_value(event.position, world=True)
             self._select(int(value or 0))
 
     @guarded
     def _select(self, label: int) -> None:
-        if not label or "label" not in self.model.columns:
+        layer = self._layer
+        if layer is None or not label or "label" not in self.model.columns:
             return
         for row in np.flatnonzero(self.model.columns["label"] == label):
             index = self._sorted.mapFromSource(self.model.index(int(row), 0))
@@ -326,10 +332,5 @@ class MeasureTab(QWidget):
             selection.blockSignals(blocked)
             self.table.scrollTo(index)
             self.table.viewport().update()
-            self._layer.selected_label = label
+            layer.selected_label = label
             return
-
-
-def leading_fit(labels: Any, image: Any) -> bool:
-    """Tell whether labels and image have the same axes."""
-    return labels.ndim == image.ndim

@@ -1,13 +1,13 @@
-"""The list of models: those that come with vimunet, and files; also by drag and drop."""
+"""The list of models: those that come with vimunet, and files; and the devices to run them on."""
 
 from pathlib import Path
-from typing import Any
 
 from qtpy.QtCore import QObject, Qt, Signal
 from qtpy.QtWidgets import QFileDialog, QPushButton
 
 from napari_vimunet._controls import button, choice
 from napari_vimunet._tasks import Task, show_problem
+from vimunet.interactive.models import Available, find_available
 
 FOLDER = Path.home() / "vimunet"
 """Where training images and models go unless the user chooses another folder."""
@@ -17,27 +17,31 @@ _FILTER = "Models (*.safetensors)"
 
 
 class ModelChoice(QObject):
-    """A list (`box`) of models with a button (`open_button`) that adds a file to it.
+    """A list (`box`) of models, a button (`open_button`) that adds a file, a list of devices.
 
     It begins with the models that come with vimunet and those that were trained in `FOLDER`.
+    PyTorch takes seconds to load. That happens in the background, after which the lists are filled.
 
-    PyTorch takes seconds to load. That happens in the background, after which the list is filled
-    and `ready` is sent.
+    Attributes:
+        box: The models.
+        device_box: The devices.
     """
 
     changed = Signal()
-    ready = Signal(object)
 
     def __init__(self, owner: QObject):
         super().__init__(owner)
         self.box = choice("Model: one that comes with vimunet, or a file")
         self.box.addItem("loading PyTorch…")
         self.box.setEnabled(False)
+        self.device_box = choice(
+            "Where the network runs; `auto` takes a GPU if there is one", "auto"
+        )
         self.open_button: QPushButton = button(
             "Open…", self._open, "Add a model file (.safetensors); you can also drop it here"
         )
         self._files: list[str] = []
-        self._loading = Task(_what_there_is)
+        self._loading = Task(lambda _: find_available())
         self._loading.done.connect(self._fill)
         self._loading.failed.connect(self._fail)
         self._loading.start()
@@ -57,6 +61,16 @@ class ModelChoice(QObject):
             )
         return str(chosen)
 
+    @property
+    def purpose(self) -> str:
+        """What the chosen model is for, or where it is."""
+        return str(self.box.currentData(Qt.ItemDataRole.ToolTipRole) or "")
+
+    @property
+    def device(self) -> str:
+        """The chosen device, as PyTorch calls it."""
+        return str(self.device_box.currentData() or "auto")
+
     def add_file(self, path: str | Path) -> None:
         """Add a file to the list and choose it."""
         path = str(Path(path).resolve())
@@ -72,13 +86,13 @@ class ModelChoice(QObject):
         self.box.addItem(name, chosen)
         self.box.setItemData(self.box.count() - 1, tip, Qt.ItemDataRole.ToolTipRole)
 
-    def _fill(self, found: dict[str, Any]) -> None:
+    def _fill(self, found: Available) -> None:
         self.box.blockSignals(True)
         chosen = self.box.currentData()
         if not self._files:
             self.box.clear()
             self.box.addItem("none: press Open…")
-        for name, purpose in found["models"].items():
+        for name, purpose in found.models.items():
             self._add(name, name, purpose)
         for path in sorted((FOLDER / "models").glob("*.safetensors")):
             if str(path) not in self._files:
@@ -88,34 +102,16 @@ class ModelChoice(QObject):
         self.box.setCurrentIndex(max(0, first))
         self.box.blockSignals(False)
         self.box.currentIndexChanged.connect(lambda _: self.changed.emit())
-        self.ready.emit(found)
+        self.device_box.clear()
+        for device in found.devices:
+            text = f"auto ({found.fastest})" if device == "auto" else device
+            self.device_box.addItem(text, device)
         self.changed.emit()
 
     def _fail(self, error: BaseException) -> None:
         show_problem(error)
 
-    @property
-    def purpose(self) -> str:
-        """What the chosen model is for, or where it is."""
-        return str(self.box.currentData(Qt.ItemDataRole.ToolTipRole) or "")
-
     def _open(self) -> None:
         path, _ = QFileDialog.getOpenFileName(self.box, "Open a model", "", _FILTER)
         if path:
             self.add_file(path)
-
-
-def _what_there_is(task: Task) -> dict[str, Any]:
-    """Load PyTorch, and list models and devices."""
-    import torch  # not with this module: the plugin shall open at once
-
-    import vimunet.prediction
-
-    devices = ["auto", "cpu", *(f"cuda:{i}" for i in range(torch.cuda.device_count()))]
-    if torch.backends.mps.is_available():
-        devices.append("mps")
-    return {
-        "models": vimunet.embedded_models(),
-        "devices": devices,
-        "auto": str(vimunet.prediction.choose_device()),
-    }

@@ -6,8 +6,8 @@ from typing import Any
 
 import numpy as np
 
-from vimunet.label_files import read_label_tiff
-from vimunet.volumes import read_ome_zarr
+from vimunet.io.label_files import read_label_tiff
+from vimunet.io.ome_zarr import read_ome_zarr
 
 Layers = list[tuple[Any, dict[str, Any], str]]
 

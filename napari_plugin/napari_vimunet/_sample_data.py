@@ -1,14 +1,11 @@
 """The small real images that come with vimunet, with the labels that people drew (hidden)."""
 
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-import vimunet
-from vimunet.data.folder import read_image, read_labels
-
-SAMPLES = Path(vimunet.__file__).parent / "data" / "samples"
+from vimunet.datasets import SAMPLES
+from vimunet.io.formats import read_image, read_labels
 
 Layers = list[tuple[Any, dict[str, Any], str]]
 

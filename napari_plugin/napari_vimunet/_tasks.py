@@ -5,13 +5,15 @@ import threading
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Any, ClassVar, TypeVar
 
 from napari.utils.notifications import show_error
 from qtpy.QtCore import QCoreApplication, QObject, Signal
 from qtpy.QtWidgets import QHBoxLayout, QLabel, QProgressBar, QPushButton, QVBoxLayout, QWidget
 
-from napari_vimunet.segmentation import CancelledError
+from vimunet.interactive.prediction import CancelledError
+
+Result = TypeVar("Result")
 
 _logger = logging.getLogger(__name__)
 
@@ -56,6 +58,10 @@ class Task(QObject):
 
     Signals reach the thread in which the task was made. Exactly one of `done`, `failed` and
     `stopped` is the last of them.
+
+    Not a worker of superqt 0.9: those share as many threads as the machine has cores, so that on
+    two cores a slider waits for a training and a prediction to end (seen: 3.0 s for two tasks of
+    3 s), and two that overlap leave `warnings` of the whole process redirected into nothing (seen).
 
     Args:
         function: Called with this task. It looks at `stop` now and then; it may
@@ -130,6 +136,14 @@ class Task(QObject):
         self._thread.join(_LONGEST_WAIT)
 
 
+@dataclass(frozen=True)
+class _Calls:
+    """What to call with the result, and with each part of it."""
+
+    done: Callable[[Any], None] | None = None
+    arrived: Callable[[Any], None] | None = None
+
+
 class TaskPanel(QWidget):
     """Runs one task at a time, and shows how far it is.
 
@@ -145,7 +159,7 @@ class TaskPanel(QWidget):
         self._task: Task | None = None
         self._title = ""
         self._started = 0.0
-        self._calls: tuple[Any, Any, Any] = (None, None, None)
+        self._calls = _Calls()
         self._keeps = False
         self.text = QLabel(title)
         self.text.setWordWrap(True)
@@ -177,12 +191,11 @@ class TaskPanel(QWidget):
     def run(
         self,
         title: str,
-        function: Callable[[Task], Any],
-        done: Callable[[Any], None],
+        function: Callable[[Task], Result],
+        done: Callable[[Result], None],
         arrived: Callable[[Any], None] | None = None,
-        ended: Callable[[], None] | None = None,
         keep: bool = False,
-    ) -> Task:
+    ) -> None:
         """Start a task.
 
         Args:
@@ -190,7 +203,6 @@ class TaskPanel(QWidget):
             function: See `Task`.
             done: Called with the result, unless it failed or was cancelled.
             arrived: Called with each part that the task hands over, unless it was cancelled.
-            ended: Called at the end in any case.
             keep: Take the result of a task that was told to stop, too: it ends early, but well.
 
         Raises:
@@ -200,7 +212,7 @@ class TaskPanel(QWidget):
             raise ValueError(f"Another task is running ({self.text.text()}). Wait, or cancel it.")
         task = Task(function)
         self._task, self._started = task, time.monotonic()
-        self._title, self._calls, self._keeps = title, (done, arrived, ended), keep
+        self._title, self._calls, self._keeps = title, _Calls(done, arrived), keep
         # Methods of this widget, not functions: Qt then calls them in the thread of the viewer.
         task.progressed.connect(self._show)
         task.arrived.connect(self._take_part)
@@ -213,7 +225,6 @@ class TaskPanel(QWidget):
         self._show_running(True)
         self.changed.emit()
         task.start()
-        return task
 
     def cancel(self) -> None:
         """Ask the task to end; what it did so far and handed over stays."""
@@ -246,10 +257,10 @@ class TaskPanel(QWidget):
 
     def _take_part(self, part: Any) -> None:
         if self._wanted:
-            self._call(self._calls[1], part)
+            self._call(self._calls.arrived, part)
 
     def _finish(self, result: Any) -> None:
-        done = self._calls[0]
+        done = self._calls.done
         if not self._wanted:
             self._end("Cancelled")
             return
@@ -264,12 +275,9 @@ class TaskPanel(QWidget):
         self._end("Cancelled")
 
     def _end(self, text: str) -> None:
-        ended = self._calls[2]
-        self._task, self._calls = None, (None, None, None)
+        self._task, self._calls = None, _Calls()
         self.text.setText(text)
         self._show_running(False)
-        if ended is not None:
-            self._call(lambda _: ended(), None)
         self.changed.emit()
 
     def _call(self, function: Callable[[Any], None] | None, value: Any) -> None:

@@ -3,11 +3,12 @@
 import math
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
+from numpy.typing import NDArray
 from qtpy.QtCore import Qt
-from qtpy.QtGui import QImage, QPixmap
+from qtpy.QtGui import QImage, QPixmap, QShowEvent
 from qtpy.QtWidgets import (
     QDoubleSpinBox,
     QFileDialog,
@@ -21,28 +22,40 @@ from qtpy.QtWidgets import (
     QWidget,
 )
 
-import vimunet
 from napari_vimunet._controls import button, form, guarded, note
 from napari_vimunet._loss_plot import LossPlot
 from napari_vimunet._models import FOLDER
 from napari_vimunet._tasks import Task, TaskPanel, show_seconds
-from napari_vimunet.layers import micrometres, part_of, shown_position
-from napari_vimunet.planes import Planes
-from napari_vimunet.segmentation import CancelledError
-from napari_vimunet.training_set import TrainingSet
+from napari_vimunet._workspace import Workspace
+from napari_vimunet.layers import part_of
+from vimunet.interactive.models import load_plane_model
+from vimunet.interactive.prediction import CancelledError
 from vimunet.overlay import draw_overlay
+
+if TYPE_CHECKING:
+    from vimunet.io.training_set import TrainingSet
+    from vimunet.training.fine_tuning import FineTuned, Preview, Step
 
 _MOST_CROPS = 2
 _GAP = 8
 _SCROLL_BAR = 18  # takes its room as soon as the pictures are there
 
 
+class _Pair(NamedTuple):
+    """An image with its labels, and the size (y, x) of a pixel in µm if it is known."""
+
+    name: str
+    image: NDArray[Any]
+    labels: NDArray[Any]
+    spacing: tuple[float, float] | None
+
+
 class TrainTab(QWidget):
     """The training set, the training, and what came of it."""
 
-    def __init__(self, host: Any):
+    def __init__(self, workspace: Workspace):
         super().__init__()
-        self._host = host
+        self._workspace = workspace
         self.folder = QLineEdit(str(FOLDER / "training set"))
         self.folder.setToolTip(
             "Plain TIFF files in `images` and `labels`: nothing is locked in, other tools can "
@@ -120,7 +133,7 @@ class TrainTab(QWidget):
         outer = QVBoxLayout(self)
         outer.addWidget(scroll)
 
-    def showEvent(self, event: Any) -> None:  # noqa: N802 (Qt's name)
+    def showEvent(self, event: QShowEvent) -> None:  # noqa: N802 (Qt's name)
         """Read the folder again: files may have been added by other means."""
         self.show_set()
         super().showEvent(event)
@@ -130,12 +143,19 @@ class TrainTab(QWidget):
         """Folder of the training set."""
         return Path(self.folder.text()).expanduser()
 
+    @property
+    def training_set(self) -> "TrainingSet":
+        """What is in it."""
+        from vimunet.io.training_set import TrainingSet  # loads all formats
+
+        return TrainingSet(self.set_folder)
+
     @guarded
     def show_set(self) -> None:
         """List the images of the training set."""
         self.names.clear()
         if self.set_folder.is_dir():
-            self.names.addItems(TrainingSet(self.set_folder).names())
+            self.names.addItems(self.training_set.names())
         self._show_buttons()
 
     def _show_buttons(self) -> None:
@@ -152,32 +172,26 @@ class TrainTab(QWidget):
 
     def add(self) -> None:
         """Copy the shown plane of image and labels into the training set."""
-        name, image, labels, pixel_size = self._shown_pair()
-        stored = TrainingSet(self.set_folder).add(name, image, labels, pixel_size=pixel_size)
+        pair = self._shown_pair()
+        stored = self.training_set.add(pair.name, pair.image, pair.labels, pixel_size=pair.spacing)
         self.show_set()
         self.tasks.say(f"Added as {stored}.")
 
-    def _shown_pair(self) -> tuple[str, np.ndarray, np.ndarray, tuple[float, float] | None]:
+    def _shown_pair(self) -> _Pair:
         """Read the shown plane, cut to the part that the labels cover."""
-        host = self._host
-        layer, image = host.labels.layer, host.images.layer
+        work = self._workspace
+        layer, image = work.labels.layer, work.images.layer
         if layer is None or image is None:
             raise ValueError(
                 "An image and labels must be chosen above to be added. Press Segment first."
             )
-        planes = host.segment.planes(image)
-        index = host.current_index(image, planes)
+        planes = work.planes()
+        index = work.shown_plane(image, planes)
         name = image.name
         if len(planes.indices()) > 1:
             name += "_" + "_".join(str(place) for place in index)
-        rows, columns = part_of(layer, image)
-        pixels = planes.plane(index, (rows, columns))
-        whole = slice(0, rows.stop - rows.start), slice(0, columns.stop - columns.start)
-        labels = np.asarray(layer.data[self._labels_index(layer)])
-        return name, pixels[whole], labels, micrometres(image)
-
-    def _labels_index(self, layer: Any) -> tuple[int, ...]:
-        return Planes(layer.data).at(shown_position(layer, self._host.viewer.dims.point))
+        pixels = planes.plane(index, part_of(layer, image)).read()
+        return _Pair(name, pixels, np.asarray(layer.data[work.shown_plane(layer)]), planes.spacing)
 
     def remove(self) -> None:
         """Take the selected images out of the training set."""
@@ -185,23 +199,23 @@ class TrainTab(QWidget):
         if not names:
             raise ValueError("An image must be selected in the list to be removed.")
         for name in names:
-            TrainingSet(self.set_folder).remove(name)
+            self.training_set.remove(name)
         self.show_set()
 
     def train(self) -> None:
         """Start the training."""
-        host = self._host
-        choice = host.models.choice
-        folder, minutes, device = self.set_folder, self.minutes.value(), host.segment.device_name
+        models = self._workspace.models
+        choice, device = models.choice, models.device
+        folder, minutes = self.set_folder, self.minutes.value()
         self.plot.clear()
         self.result.setText("")
 
-        def work(task: Task) -> Any:
-            from napari_vimunet.retraining import retrain  # loads PyTorch and Lightning
+        def learn(task: Task) -> "FineTuned":
+            from vimunet.training.fine_tuning import fine_tune  # loads PyTorch and Lightning
 
             ended: set[str] = set()
 
-            def show(step: Any) -> bool:
+            def show(step: "Step") -> bool:
                 if task.abandoned and step.phase == "before":
                     raise CancelledError  # nothing was learnt yet
                 if task.stop.is_set():  # each press of Stop ends one phase
@@ -212,13 +226,13 @@ class TrainTab(QWidget):
 
             task.report(0, 0, "Loading the model")
             # Not that of the session, which may segment meanwhile, also on another device.
-            model = vimunet.load_model(choice)
-            models = folder.parent / "models"
-            return retrain(model, folder, models, minutes, progress=show, device=device)
+            model = load_plane_model(choice)
+            output = folder.parent / "models"
+            return fine_tune(model, folder, output, minutes, progress=show, device=device)
 
-        self.tasks.run("Training", work, self._finish, self._show_step, keep=True)
+        self.tasks.run("Training", learn, self._finish, self._show_step, keep=True)
 
-    def _show_step(self, step: Any) -> None:
+    def _show_step(self, step: "Step") -> None:
         texts = {
             "before": "Scoring the model as it is",
             "training": f"Iteration {step.iteration}",
@@ -239,7 +253,7 @@ class TrainTab(QWidget):
         if step.preview:
             self._show_preview(step.preview)
 
-    def _show_preview(self, crops: Sequence[Any]) -> None:
+    def _show_preview(self, crops: Sequence["Preview"]) -> None:
         """Show pieces of training images: drawn by the user (left) and found (right)."""
         rows = [
             np.concatenate([draw_overlay(crop.image, crop.labels), gap, found], axis=1)
@@ -258,9 +272,9 @@ class TrainTab(QWidget):
         self.preview.show()
         self.caption.show()
 
-    def _finish(self, found: Any) -> None:
+    def _finish(self, found: "FineTuned") -> None:
         """Put the new model into the list, and say whether it is better."""
-        models = self._host.models
+        models = self._workspace.models
         before = models.box.currentIndex()
         models.add_file(found.path)
         text = f"<b>{found.path.stem}</b> is chosen above now."
@@ -275,7 +289,7 @@ class TrainTab(QWidget):
         else:
             kind = "not used for the training" if found.held_out else "which it was trained on"
             text += (
-                f"<br>mSA on {', '.join(found.scored_on)} ({kind}): <b>{found.before:.2f}</b> "
-                f"before, <b>{found.after:.2f}</b> after."
+                f"<br>{found.score} on {', '.join(found.scored_on)} ({kind}): "
+                f"<b>{found.before:.2f}</b> before, <b>{found.after:.2f}</b> after."
             )
         self.result.setText(text)

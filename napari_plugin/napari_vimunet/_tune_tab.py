@@ -1,9 +1,10 @@
 """Tune: sliders for how maps are read; the network does not run again."""
 
-from dataclasses import fields, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, NamedTuple
 
+from napari.layers import Labels
+from numpy.typing import NDArray
 from qtpy.QtCore import Qt, QTimer
 from qtpy.QtWidgets import QFileDialog, QHBoxLayout, QVBoxLayout, QWidget
 from superqt import QLabeledDoubleSlider, QLabeledSlider
@@ -11,52 +12,32 @@ from superqt import QLabeledDoubleSlider, QLabeledSlider
 import vimunet
 from napari_vimunet._controls import button, form, guarded, note
 from napari_vimunet._tasks import Task, show_problem
-from napari_vimunet.planes import Index
-from napari_vimunet.segmentation import predict_plane
+from napari_vimunet._workspace import Workspace
+from vimunet.interactive.prediction import PlaneMaps, predict_plane
+from vimunet.io.image import Index
+from vimunet.representations import Representation, Tunable
+
+Slider = QLabeledSlider | QLabeledDoubleSlider
 
 
-class Knob(NamedTuple):
-    """A slider: its name, range, step, and what it does."""
+@dataclass(frozen=True)
+class _Wish:
+    """A plane to be read again, and how."""
 
-    name: str
-    low: float
-    high: float
-    step: float
-    tip: str
-
-
-KNOBS = {
-    "foreground_threshold": Knob(
-        "Foreground", 0, 1, 0.01, "Lower: more and larger objects. Higher: only what is certain"
-    ),
-    "seed_threshold": Knob(
-        "Separation", 0, 1, 0.01, "Higher: touching objects are split sooner. Lower: joined sooner"
-    ),
-    "center_threshold": Knob(
-        "Centre", 0, 1, 0.01, "Lower: an object starts closer to its centre, more are split"
-    ),
-    "boundary_threshold": Knob(
-        "Depth", 0, 1, 0.01, "Lower: an object starts deeper inside, thin ones are lost"
-    ),
-    "smoothing": Knob("Smoothing", 0, 5, 0.1, "Blurs the maps: fewer splits. In pixels"),
-    "seed_radius": Knob(
-        "Core radius", 0, 20, 0.5, "Cores that are thinner start no object: fewer splits. In pixels"
-    ),
-    "max_elongation": Knob(
-        "Elongation", 0, 50, 0.5, "What is longer is membrane, not a cell. 0 switches this off"
-    ),
-    "min_size": Knob("Smallest object", 0, 1000, 1, "Smaller objects are dropped. In pixels"),
-}
-"""For each field of a representation that can be tuned by looking."""
+    layer: Labels
+    index: Index
+    maps: PlaneMaps
+    representation: Representation
 
 
 class TuneTab(QWidget):
     """Sliders whose effect on the shown plane is seen at once."""
 
-    def __init__(self, host: Any):
+    def __init__(self, workspace: Workspace):
         super().__init__()
-        self._host = host
-        self._sliders: dict[str, Any] = {}
+        self._workspace = workspace
+        self._tunable: tuple[Tunable, ...] = ()
+        self._sliders: dict[str, Slider] = {}
         self._panel = QWidget()
         self._rows = form()
         self._panel.setLayout(self._rows)
@@ -90,30 +71,34 @@ class TuneTab(QWidget):
         self._soon.setSingleShot(True)
         self._soon.setInterval(10)
         self._soon.timeout.connect(self._decode)
-        host.labels.changed.connect(self.show_result)
-        host.refreshed.connect(self.show_result)
+        workspace.labels.changed.connect(self.show_result)
+        workspace.refreshed.connect(self.show_result)
         self.show_result()
 
     @property
-    def representation(self) -> Any:
+    def representation(self) -> Representation:
         """The representation of the chosen labels with what the sliders say."""
-        _, segmentation = self._host.result()
-        values = {name: slider.value() for name, slider in self._sliders.items()}
-        return replace(segmentation.model.representation, **values)
+        _, segmentation = self._workspace.result()
+        values = {field: slider.value() for field, slider in self._sliders.items()}
+        return segmentation.model.representation.tuned(**values)
 
-    def slider(self, field: str) -> Any:
+    @property
+    def settled(self) -> bool:
+        """Whether the labels are what the sliders say."""
+        return not (self._soon.isActive() or self._decoding is not None or self._again)
+
+    def slider(self, field: str) -> Slider:
         """Give the slider of a field, e.g. "min_size"."""
         return self._sliders[field]
 
     @guarded
     def show_result(self) -> None:
         """Show count and thresholds of the plane that is shown."""
-        host = self._host
-        segmentation = host.session.segmentation(host.labels.layer)
+        work, layer = self._workspace, self._workspace.labels.layer
+        segmentation = work.session.segmentation(layer)
         state = None
         if segmentation is not None:
-            index = host.current_index(host.labels.layer, segmentation.planes)
-            state = segmentation.states.get(index)
+            state = segmentation.states.get(work.shown_plane(layer))
         for control in (self.reset_button, self.save_button, self._panel):
             control.setVisible(state is not None)
         self.all_button.setVisible(segmentation is not None and len(segmentation.states) > 1)
@@ -124,46 +109,40 @@ class TuneTab(QWidget):
             )
             return
         self._show_sliders(state.representation)
-        kind = "classes" if state.representation.labels_are_classes else "objects"
+        kind = "classes" if work.finds_classes(layer) else "objects"
         self.count.setText(f"<span style='font-size:18pt'>{state.objects}</span> {kind}")
         others = sum(s.representation != state.representation for s in segmentation.states.values())
         self.all_button.setEnabled(others > 0)
-        wanted = host.session.thresholds(segmentation) == state.representation
+        wanted = work.session.thresholds(segmentation) == state.representation
         self.hint.setText(
             (f"{others} slices have other thresholds. " if others else "")
             + ("Segment uses these too." if wanted else "Segment uses those you set last.")
         )
 
-    def _show_sliders(self, representation: Any) -> None:
-        names = [field.name for field in fields(representation) if field.name in KNOBS]
-        if representation.name == "boundaries":
-            unused = "max_elongation" if representation.foreground else "foreground_threshold"
-            names.remove(unused)
-        if representation.labels_are_classes and representation.num_classes > 2:
-            names = []
-        if list(self._sliders) != names:
+    def _show_sliders(self, representation: Representation) -> None:
+        if self._tunable != representation.tunable:
             while self._rows.rowCount():
                 self._rows.removeRow(0)
-            self._sliders = {name: self._make_slider(name) for name in names}
-        for name, slider in self._sliders.items():
-            value = getattr(representation, name)
+            self._tunable = representation.tunable
+            self._sliders = {one.field: self._make_slider(one) for one in self._tunable}
+        for field, slider in self._sliders.items():
+            value = getattr(representation, field)
             slider.blockSignals(True)
             slider.setMaximum(max(slider.maximum(), value))
             slider.setValue(value)
             slider.blockSignals(False)
 
-    def _make_slider(self, name: str) -> Any:
-        knob = KNOBS[name]
-        whole = isinstance(knob.step, int)
-        kind: Any = QLabeledSlider if whole else QLabeledDoubleSlider
-        slider = kind(Qt.Orientation.Horizontal)
-        if not whole:
-            slider.setDecimals(2 if knob.step < 0.1 else 1)
-        slider.setRange(knob.low, knob.high)
-        slider.setSingleStep(knob.step)
-        slider.setToolTip(f"{knob.tip} (`{name}`)")
+    def _make_slider(self, tunable: Tunable) -> Slider:
+        if isinstance(tunable.step, int):
+            slider = QLabeledSlider(Qt.Orientation.Horizontal)
+        else:
+            slider = QLabeledDoubleSlider(Qt.Orientation.Horizontal)
+            slider.setDecimals(2 if tunable.step < 0.1 else 1)
+        slider.setRange(tunable.low, tunable.high)
+        slider.setSingleStep(tunable.step)  # type: ignore[arg-type]  # superqt says only int
+        slider.setToolTip(f"{tunable.hint} (`{tunable.field}`)")
         slider.valueChanged.connect(self._slide)
-        self._rows.addRow(knob.name, slider)
+        self._rows.addRow(tunable.title, slider)
         return slider
 
     def _slide(self, _: float) -> None:
@@ -171,7 +150,7 @@ class TuneTab(QWidget):
 
     def reset(self) -> None:
         """Back to the thresholds of the model."""
-        _, segmentation = self._host.result()
+        _, segmentation = self._workspace.result()
         self._show_sliders(segmentation.model.representation)
         self._decode()
 
@@ -181,39 +160,46 @@ class TuneTab(QWidget):
             self._again = True
             return
         try:
-            layer, segmentation = self._host.result()
-            representation = self.representation
-            self._host.session.set_thresholds(segmentation, representation)
-            index = self._host.current_index(layer, segmentation.planes)
-            maps = self._host.session.maps.get(segmentation, index)
-            if maps is None:
-                raise ValueError(
-                    "The maps of this plane must be in memory to be tuned, but they were dropped "
-                    "to make room. Press Segment again."
-                )
+            self._wish = wish = self._wished()
         except ValueError as error:
             show_problem(error)
             return
-        self._wish = (layer, index, maps, representation)
-        self._decoding = Task(lambda task: maps.decode(representation))
+        self._decoding = Task(lambda _: wish.maps.decode(wish.representation))
         self._decoding.done.connect(self._show_decoded)
         self._decoding.failed.connect(self._fail)
         self._decoding.start()
 
-    def _show_decoded(self, labels: Any) -> None:
-        layer, index, maps, representation = self._wish
+    def _wished(self) -> _Wish:
+        """Say what the sliders ask for, and remember it for the next run of the network."""
+        work = self._workspace
+        layer, segmentation = work.result()
+        representation = self.representation
+        work.session.set_thresholds(segmentation, representation)
+        index = work.shown_plane(layer)
+        maps = work.session.maps.get(segmentation, index)
+        if maps is None:
+            raise ValueError(
+                "The maps of this plane must be in memory to be tuned, but they were dropped "
+                "to make room. Press Segment again."
+            )
+        return _Wish(layer, index, maps, representation)
+
+    def _show_decoded(self, labels: NDArray) -> None:
+        wish = self._wish
         self._decoding = None
-        if layer in self._host.viewer.layers:
-            guarded(self._write)(layer, index, maps, labels, representation)
+        if wish.layer in self._workspace.viewer.layers:
+            self._write(wish, labels)
         if self._again:
             self._again = False
             self._decode()
 
-    def _write(self, layer: Any, index: Index, maps: Any, labels: Any, representation: Any) -> None:
-        layer = self._host.uncorrected(layer, [index])
-        self._host.write(layer, index, maps, labels, representation)
+    @guarded
+    def _write(self, wish: _Wish, labels: NDArray) -> None:
+        work = self._workspace
+        layer = work.uncorrected(wish.layer, [wish.index])
+        work.write(layer, wish.index, wish.maps, labels, wish.representation)
         if not self._again:
-            self._host.refresh()
+            work.refresh()
 
     def _fail(self, error: BaseException) -> None:
         self._decoding, self._again = None, False
@@ -221,16 +207,16 @@ class TuneTab(QWidget):
 
     def apply_to_all(self) -> None:
         """Read all planes with the thresholds of the sliders."""
-        host = self._host
-        layer, segmentation = host.result()
+        work = self._workspace
+        layer, segmentation = work.result()
         representation = self.representation
-        host.session.set_thresholds(segmentation, representation)
+        work.session.set_thresholds(segmentation, representation)
         wanted = [i for i, s in segmentation.states.items() if s.representation != representation]
-        layer = host.uncorrected(layer, wanted)
-        segmentation = host.session.source(layer)
-        kept = {index: host.session.maps.get(segmentation, index) for index in wanted}
+        layer = work.uncorrected(layer, wanted)
+        segmentation = work.session.source(layer)
+        kept = {index: work.session.maps.get(segmentation, index) for index in wanted}
 
-        def work(task: Task) -> None:
+        def read(task: Task) -> None:
             for number, index in enumerate(wanted):
                 task.report(number, len(wanted), f"slice {number + 1} of {len(wanted)}")
                 maps = kept.pop(index)
@@ -245,18 +231,18 @@ class TuneTab(QWidget):
                     )
                 task.hand_over((index, maps, maps.decode(representation)))
 
-        def show(found: Any) -> None:
+        def show(found: tuple[Index, PlaneMaps, NDArray]) -> None:
             index, maps, labels = found
-            if layer not in host.viewer.layers:
-                host.tasks.cancel()
+            if layer not in work.viewer.layers:
+                work.tasks.cancel()
             elif not segmentation.is_corrected(index, layer.data[index]):
-                host.write(layer, index, maps, labels, representation)
+                work.write(layer, index, maps, labels, representation)
 
-        host.tasks.run("Apply", work, lambda _: host.refresh(), show)
+        work.tasks.run("Apply", read, lambda _: work.refresh(), show)
 
     def save(self) -> None:
         """Ask for a file, and write the model with these thresholds."""
-        _, segmentation = self._host.result()
+        _, segmentation = self._workspace.result()
         name = f"{segmentation.name}_tuned.safetensors"
         start = Path(segmentation.model_name).parent if "." in segmentation.model_name else Path()
         path, _ = QFileDialog.getSaveFileName(
@@ -267,7 +253,8 @@ class TuneTab(QWidget):
 
     def save_as(self, path: Path) -> None:
         """Write the model with the thresholds of the sliders, and choose it."""
-        _, segmentation = self._host.result()
+        work = self._workspace
+        _, segmentation = work.result()
         if path.suffix != ".safetensors":
             path = path.with_name(path.name + ".safetensors")
         model = replace(
@@ -276,5 +263,5 @@ class TuneTab(QWidget):
             info={**segmentation.model.info, "tuned": "by eye, in the napari plugin"},
         )
         vimunet.save_model(path, model)
-        self._host.models.add_file(path)
-        self._host.say(f"Saved {path}.")
+        work.models.add_file(path)
+        work.say(f"Saved {path}.")

@@ -7,9 +7,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from napari.layers import Labels
 
-from vimunet.label_files import Place, write_label_tiff
-from vimunet.volumes import write_ome_zarr_labels
+from vimunet.io.label_files import Place, write_label_tiff
+from vimunet.io.ome_zarr import write_ome_zarr_labels
 
 FILTERS = ("Label TIFF (*.tif)", "OME-Zarr (*.ome.zarr)", "ImageJ ROIs (*.zip)")
 """Kinds of files, as a dialog names them."""
@@ -49,7 +50,7 @@ def write_imagej_rois(path: str, data: Any, attributes: dict[str, Any]) -> list[
     return [path]
 
 
-def save_labels(path: str | Path, layer: Any, kind: str = "") -> Path:
+def save_labels(path: str | Path, layer: Labels, kind: str = "") -> Path:
     """Write the labels of a layer.
 
     Args:

@@ -5,23 +5,26 @@ from itertools import product
 from typing import Any
 
 import numpy as np
+from napari import Viewer
+from napari.components import Camera
+from napari.layers import Image, Labels, Layer
 from napari.utils.transforms import Affine
 
-from napari_vimunet.planes import Box
-from napari_vimunet.session import Segmentation
+from vimunet.axes import Box
+from vimunet.interactive.session import Segmentation
 
 
-def camera(viewer: Any) -> Any:
+def camera(viewer: Viewer) -> Camera:
     """Give the camera of a viewer, which has moved in napari 0.9."""
     return viewer.scene.camera if hasattr(viewer, "scene") else viewer.camera
 
 
-def full_resolution(layer: Any) -> Any:
+def full_resolution(layer: Image) -> Any:
     """Give the data of an image layer; of a pyramid, its largest level."""
     return layer.data[0] if layer.multiscale else layer.data
 
 
-def leading_axes(layer: Any | None) -> tuple[int, ...]:
+def leading_axes(layer: Image | None) -> tuple[int, ...]:
     """Give the lengths of the axes before y and x."""
     if layer is None:
         return ()
@@ -29,7 +32,7 @@ def leading_axes(layer: Any | None) -> tuple[int, ...]:
     return tuple(shape[: len(shape) - 2 - bool(layer.rgb)])
 
 
-def shown_position(layer: Any, point: Sequence[float]) -> tuple[float, ...]:
+def shown_position(layer: Layer, point: Sequence[float]) -> tuple[float, ...]:
     """Say which plane of a layer is shown.
 
     Args:
@@ -44,7 +47,7 @@ def shown_position(layer: Any, point: Sequence[float]) -> tuple[float, ...]:
 
 
 def visible_box(
-    layer: Any, shape: tuple[int, int], center: Sequence[float], size: tuple[float, float]
+    layer: Image, shape: tuple[int, int], center: Sequence[float], size: tuple[float, float]
 ) -> Box:
     """Find the part of a plane that is inside a rectangle of the world.
 
@@ -75,7 +78,7 @@ def visible_box(
     return slice(int(low[0]), int(high[0])), slice(int(low[1]), int(high[1]))
 
 
-def same_place(layer: Any) -> dict[str, Any]:
+def same_place(layer: Layer) -> dict[str, Any]:
     """Give the keywords that put a new layer where `layer` lies, with its scale and units."""
     return {
         "scale": layer.scale,
@@ -88,7 +91,7 @@ def same_place(layer: Any) -> dict[str, Any]:
     }
 
 
-def place_of_labels(image: Any, segmentation: Segmentation) -> dict[str, Any]:
+def place_of_labels(image: Image, segmentation: Segmentation) -> dict[str, Any]:
     """Give the keywords that put the labels of a part of an image in their place.
 
     Along a channel axis the labels have length 1; they are made so thick there that they lie on
@@ -111,7 +114,7 @@ def place_of_labels(image: Any, segmentation: Segmentation) -> dict[str, Any]:
     return place
 
 
-def part_of(labels: Any, image: Any) -> Box:
+def part_of(labels: Labels, image: Image) -> Box:
     """Find the part of an image that labels cover.
 
     Raises:
@@ -131,7 +134,7 @@ def part_of(labels: Any, image: Any) -> Box:
     return slice(int(start[0]), int(stop[0])), slice(int(start[1]), int(stop[1]))
 
 
-def micrometres(layer: Any) -> tuple[float, float] | None:
+def micrometres(layer: Layer) -> tuple[float, float] | None:
     """Give the size (y, x) of a pixel in µm; None if the layer has no unit of length."""
     sizes = []
     for scale, unit in zip(layer.scale[-2:], layer.units[-2:], strict=True):

@@ -6,17 +6,16 @@ Nothing in a file is ever executed, and every reader says what became of each te
 from pathlib import Path
 from typing import Any
 
-from torch import nn
-
 from vimunet.bridges import sam, torch_em, umamba, vim, vmunet
 from vimunet.bridges.loading import Report
 from vimunet.bridges.torch_file import open_weights
+from vimunet.models import Network
 from vimunet.models.encoder_decoder import EncoderDecoder
 from vimunet.models.vit import ViTEncoder
 from vimunet.models.vmunet import VMUNet
 
 
-def read_checkpoint(path: str | Path, **overrides: Any) -> tuple[nn.Module, Report, str]:
+def read_checkpoint(path: str | Path, **overrides: Any) -> tuple[Network, Report, str]:
     """Build the network of another tool's checkpoint, whichever tool it is.
 
     Args:
@@ -40,7 +39,7 @@ def read_checkpoint(path: str | Path, **overrides: Any) -> tuple[nn.Module, Repo
     return network, Report(Path(path), loaded=names), "torch-em"
 
 
-def load_pretrained(network: nn.Module, path: str | Path) -> Report:
+def load_pretrained(network: Network, path: str | Path) -> Report:
     """Start a network from weights of its kind, in place.
 
     ViM-UNet takes Vision Mamba's ImageNet weights, VM-UNet those of VMamba, UNETR the image encoder

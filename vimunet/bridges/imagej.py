@@ -26,7 +26,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from scipy import ndimage
 
-from vimunet.files import replacing
+from vimunet.io.atomic import replacing
 from vimunet.messages import some_of
 
 MAX_ROI_BYTES = 2**24

@@ -7,10 +7,10 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F  # noqa: N812
-from torch import Tensor, nn
+from torch import Tensor
 
 from vimunet.bridges.torch_file import Weights
-from vimunet.models import build_model
+from vimunet.models import Network, build_model
 
 
 @dataclass(frozen=True)
@@ -64,7 +64,7 @@ def build_from(
     name: str,
     options: Mapping[str, Any],
     names: Mapping[str, str] | None = None,
-) -> nn.Module:
+) -> Network:
     """Build a network and give it all its weights, in eval mode and float32.
 
     No memory is taken for the network before its shapes are known to be those of the file.
@@ -101,7 +101,7 @@ def build_from(
 
 
 def load_some(
-    network: nn.Module,
+    network: Network,
     weights: Weights,
     tensors: Mapping[str, Tensor],
     adapted: Mapping[str, str],

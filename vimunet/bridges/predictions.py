@@ -8,7 +8,7 @@
   a user changed into `X_seg.npy`.
 - StarDist: `X.stardist.tif`.
 - ImageJ's ROI manager: `X.zip`, `X_rois.zip`, `X_RoiSet.zip`, or one region, `X.roi`.
-- Label images of any kind: every file that `vimunet.data.folder` reads, without one of the endings
+- Label images of any kind: every file that `vimunet.io.formats` reads, without one of the endings
   `_mask`, `_masks`, `_label`, `_labels` if all of them have one.
 
 Images may lie in the same folder if their names tell that they are no labels: X.tif beside the
@@ -24,15 +24,10 @@ import numpy as np
 from vimunet.bridges import nnunet
 from vimunet.bridges.cellpose import read_seg
 from vimunet.bridges.imagej import read_rois
-from vimunet.data.folder import (
-    LABEL_SUFFIXES,
-    by_name,
-    natural_key,
-    read_image,
-    read_labels,
-    stem,
-)
+from vimunet.io.formats import FOLDERS, LABEL_SUFFIXES, read_labels
+from vimunet.io.names import by_name, natural_key, stem
 from vimunet.messages import some_of
+from vimunet.protocol import Protocol
 
 # Endings of files, without regard to case; where an image has several, the first one is read.
 _PNG, _SEG = "_cp_masks.png", "_seg.npy"
@@ -44,8 +39,6 @@ _ENDINGS = {
 _LABELS = ("_masks", "_mask", "_labels", "_label")
 # Cellpose ends the pictures that it draws like the masks: X_flows_cp_masks.tif.
 _CELLPOSE_PICTURES = ("_cp_output", "_outlines", "_flows", "_dP")
-_FOLDERS = (".zarr", ".n5")
-_TOO_LARGE = 2.0**31
 
 
 @dataclass(frozen=True)
@@ -65,7 +58,7 @@ class Predictions:
     tool: str
     files: dict[str, Path]
     missing_is_empty: bool = False
-    protocol: nnunet.Protocol = "fair"
+    protocol: Protocol = "fair"
 
     def read(self, name: str, shape: tuple[int, int]) -> np.ndarray:
         """Read the labels of one image.
@@ -77,7 +70,7 @@ class Predictions:
 
         Returns:
             (y, x) labels, of any integer dtype, 0 = background; as stored, so maybe of another
-            shape. A label image of floats is taken if it holds whole numbers.
+            shape.
 
         Raises:
             FileNotFoundError: If there is no file of that name, and that does not mean that
@@ -98,10 +91,10 @@ class Predictions:
             return read_rois(path, shape)
         if self.tool == "Cellpose" and path.name.lower().endswith(_SEG):
             return read_seg(path)
-        return _read_labels(path)
+        return read_labels(path)
 
 
-def open_predictions(folder: str | Path, *, protocol: nnunet.Protocol = "fair") -> Predictions:
+def open_predictions(folder: str | Path, *, protocol: Protocol = "fair") -> Predictions:
     """Find out which tool wrote the segmentations in a folder, and list them.
 
     Args:
@@ -122,7 +115,7 @@ def open_predictions(folder: str | Path, *, protocol: nnunet.Protocol = "fair") 
         (
             file
             for file in folder.iterdir()
-            if not file.name.startswith(".") and file.is_dir() == (file.suffix.lower() in _FOLDERS)
+            if not file.name.startswith(".") and file.is_dir() == (file.suffix.lower() in FOLDERS)
         ),
         key=lambda file: natural_key(file.name),
     )
@@ -224,28 +217,3 @@ def _label_images(folder: Path, files: list[Path]) -> dict[str, Path]:
             "Put the label images into a folder of their own."
         )
     return by_name(files)
-
-
-def _read_labels(path: Path) -> np.ndarray:
-    """Read a label image; floats are labels too if they are whole numbers."""
-    try:
-        try:
-            return read_labels(path)
-        except ValueError:
-            image = read_image(path)
-            colours = image.shape[2:] in ((3,), (4,))
-            if image.dtype.kind != "f" or image.ndim not in (2, 3) or colours:
-                raise
-    except (FileNotFoundError, ImportError, ValueError):
-        raise
-    except Exception as error:  # a damaged file can raise anything
-        raise ValueError(f"Cannot read {path} ({error}).") from error
-    with np.errstate(invalid="ignore", over="ignore"):  # 2^31 is infinite as float16
-        whole = bool(np.all((image >= 0) & (image < _TOO_LARGE) & (image == np.floor(image))))
-    if not whole:
-        raise ValueError(
-            f"Labels in {path} must be whole numbers of at least 0, got {image.dtype} from "
-            f"{image.min():g} to {image.max():g} with others among them. Save the label image, "
-            "not a map."
-        )
-    return image.astype(np.int32)

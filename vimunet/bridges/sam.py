@@ -7,16 +7,17 @@ images with torch-em, which hold the whole of Segment Anything under a longer na
 from pathlib import Path
 
 import torch.nn.functional as F  # noqa: N812
-from torch import Tensor, nn
+from torch import Tensor
 
 from vimunet.bridges.loading import Report, fit_channels, load_some, resize_grid
 from vimunet.bridges.torch_file import open_weights
+from vimunet.models import Network
 from vimunet.models.vit import ViTEncoder
 
 _MARK = "image_encoder."
 
 
-def load_pretrained(network: nn.Module, path: str | Path) -> Report:
+def load_pretrained(network: Network, path: str | Path) -> Report:
     """Start the encoder of a UNETR from Segment Anything's weights, in place.
 
     Position embeddings are interpolated to the grid of the network, as Segment Anything itself

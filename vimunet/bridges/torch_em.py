@@ -10,15 +10,14 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from torch import nn
-
 from vimunet.bridges.loading import build_from
 from vimunet.bridges.torch_file import open_weights
+from vimunet.models import Network
 
 Shapes = Mapping[str, tuple[int, ...]]
 
 
-def read_checkpoint(path: str | Path, **overrides: Any) -> nn.Module:
+def read_checkpoint(path: str | Path, **overrides: Any) -> Network:
     """Build the network of a torch-em checkpoint, with its weights.
 
     Generation, sizes, number of maps, upsampling and skip connections are inferred from the

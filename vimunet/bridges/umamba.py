@@ -11,16 +11,15 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from torch import nn
-
 from vimunet.bridges.loading import Report, build_from
 from vimunet.bridges.torch_file import Weights, open_weights
+from vimunet.models import Network
 
 Shapes = Mapping[str, tuple[int, ...]]
 _COPY = "the same numbers under another name"
 
 
-def read_checkpoint(path: str | Path, **overrides: Any) -> tuple[nn.Module, Report]:
+def read_checkpoint(path: str | Path, **overrides: Any) -> tuple[Network, Report]:
     """Build the network of a two-dimensional U-Mamba checkpoint, with its weights.
 
     Args:

@@ -9,10 +9,11 @@ from pathlib import Path
 from typing import Literal
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from vimunet.bridges.loading import Report, fit_channels, load_some, resize_grid
 from vimunet.bridges.torch_file import open_weights
+from vimunet.models import Network
 from vimunet.models.encoder_decoder import StemEncoder
 from vimunet.models.vim import VimEncoder
 
@@ -20,7 +21,7 @@ _PREFIX = "encoder."
 
 
 def load_pretrained(
-    network: nn.Module,
+    network: Network,
     path: str | Path,
     class_token: Literal["front", "middle", None] = "middle",
 ) -> Report:

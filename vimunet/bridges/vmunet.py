@@ -9,10 +9,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from torch import nn
-
 from vimunet.bridges.loading import Report, build_from, load_some
 from vimunet.bridges.torch_file import open_weights
+from vimunet.models import Network
 from vimunet.models.vmunet import VMUNet
 
 Shapes = Mapping[str, tuple[int, ...]]
@@ -28,7 +27,7 @@ _RENAMED = {
 }
 
 
-def read_checkpoint(path: str | Path, **overrides: Any) -> tuple[nn.Module, Report]:
+def read_checkpoint(path: str | Path, **overrides: Any) -> tuple[Network, Report]:
     """Build the network of a VM-UNet checkpoint, with its weights.
 
     Args:
@@ -62,7 +61,7 @@ def read_checkpoint(path: str | Path, **overrides: Any) -> tuple[nn.Module, Repo
     return network, Report(weights.path, loaded=list(names), skipped=skipped)
 
 
-def load_pretrained(network: nn.Module, path: str | Path, decoder: bool = True) -> Report:
+def load_pretrained(network: Network, path: str | Path, decoder: bool = True) -> Report:
     """Start a VM-UNet from VMamba's ImageNet weights, in place.
 
     Args:

@@ -1,52 +1,53 @@
-"""What several commands take: how it is added to their parsers and read from what was typed."""
+"""What several commands take: how it is added to their parsers and read from what was typed.
+
+The flags of settings are made from a dataclass: name, type and default are those of its fields, the
+help is what its docstring says of them.
+"""
 
 import argparse
+import inspect
 import json
-from collections.abc import Callable, Sequence
+import re
+import types
+import typing
+from collections.abc import Callable, Collection, Sequence
+from dataclasses import MISSING, fields
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeAlias
+from typing import Any, Literal
 
-if TYPE_CHECKING:
-    from vimunet.representation import Representation
-
-Commands: TypeAlias = "argparse._SubParsersAction[argparse.ArgumentParser]"
-"""What `vimunet` adds its commands to."""
-
-REPRESENTATIONS = ("boundaries", "distances", "boundary", "semantic")
+from vimunet.deprecation import renamed, warn
 
 
-def add_command(
-    commands: Commands, name: str, run: Callable[[argparse.Namespace], int], description: str
-) -> argparse.ArgumentParser:
-    """Add a command, still without arguments.
-
-    Args:
-        commands: Those of `vimunet`.
-        name: What the user types.
-        run: Carries the command out and returns the exit code.
-        description: For `vimunet --help`, without a capital and a full stop.
-
-    Returns:
-        The parser of the command.
-    """
-    command = commands.add_parser(
-        name, help=description, description=f"{description[0].upper()}{description[1:]}."
-    )
-    command.set_defaults(run=run)
-    return command
-
-
-def add_pairs(command: argparse.ArgumentParser) -> None:
+def add_pairs(command: argparse.ArgumentParser, required: bool = True) -> None:
     """Add a folder of images and one of their labels."""
-    command.add_argument("--images", type=Path, required=True, help="folder of images")
+    command.add_argument("--images", type=Path, required=required, help="folder of images")
     command.add_argument(
-        "--labels", type=Path, required=True, help="folder of label images of the same names"
+        "--labels", type=Path, required=required, help="folder of label images of the same names"
     )
     command.add_argument("--image-key", help="data set of the images in HDF5, Zarr or N5 files")
     command.add_argument("--label-key", help="data set of the labels in HDF5, Zarr or N5 files")
     command.add_argument(
         "--channel", type=int, help="of images with channels or colours, from 0 (default: all)"
     )
+
+
+def add_spacing(command: argparse.ArgumentParser) -> None:
+    """Add the size of a voxel."""
+    command.add_argument(
+        "--spacing",
+        type=float,
+        nargs="+",
+        metavar="MICROMETRES",
+        help="size of a voxel in µm, one number or one for each of [z] y x (default: what the "
+        "files declare)",
+    )
+
+
+def one_or_each(values: Sequence[Any] | None) -> Any:
+    """Give one number for one number, a tuple for several, None for none."""
+    if values is None:
+        return None
+    return values[0] if len(values) == 1 else tuple(values)
 
 
 def check_model_file(path: Path, overwrite: bool) -> None:
@@ -62,49 +63,72 @@ def check_free(path: Path, overwrite: bool) -> None:
         raise ValueError(f"{path} exists already. Replace it with --overwrite.")
 
 
-def add_model_options(command: argparse.ArgumentParser, example: str) -> None:
-    """Add `--option NAME=VALUE`, to be read by `model_options`."""
-    command.add_argument(
-        "--option",
-        action="append",
-        default=[],
-        metavar="NAME=VALUE",
-        help=f"option of the network, e.g. {example}; may be repeated",
-    )
+def flag(name: str) -> str:
+    """Write the name of a setting as it is typed.
+
+    Examples:
+        >>> flag("max_minutes")
+        '--max-minutes'
+    """
+    return f"--{name.replace('_', '-')}"
 
 
-def model_options(pairs: Sequence[str]) -> dict[str, Any]:
+def add_assignments(command: argparse.ArgumentParser, name: str, text: str) -> None:
+    """Add a flag for NAME=VALUE that may be repeated, to be read by `assignments`."""
+    command.add_argument(name, action="append", default=[], metavar="NAME=VALUE", help=text)
+
+
+def assignments(name: str, pairs: Sequence[str]) -> dict[str, Any]:
     """Read NAME=VALUE pairs; a value is JSON, or text if it is not."""
     options: dict[str, Any] = {}
     for pair in pairs:
-        name, equals, value = pair.partition("=")
+        key, equals, value = pair.partition("=")
         if not equals:
-            raise ValueError(f"`--option` must have the form NAME=VALUE, got {pair!r}.")
+            raise ValueError(f"`{name}` must have the form NAME=VALUE, got {pair!r}.")
         try:
-            options[name] = json.loads(value)
+            options[key] = json.loads(value)
         except json.JSONDecodeError:
-            options[name] = value
+            options[key] = value
     return options
 
 
-def build_representation(name: str, num_classes: int | None = None) -> "Representation":
-    """Build what `--representation` names; `num_classes` is for semantic labels alone."""
-    from vimunet.representation import Boundaries, Distances, Semantic
-
-    if name == "semantic":
-        return Semantic() if num_classes is None else Semantic(num_classes)
-    if num_classes is not None:
-        raise ValueError(f"`--num-classes` must come with semantic labels, got {name}.")
-    if name == "distances":
-        return Distances()
-    return Boundaries(foreground=name == "boundaries")
+def add_model_options(command: argparse.ArgumentParser, example: str) -> None:
+    """Add `--option NAME=VALUE` of the network."""
+    text = f"option of the network, e.g. {example}; may be repeated"
+    add_assignments(command, "--option", text)
 
 
-def add_num_classes(command: argparse.ArgumentParser) -> None:
-    """Add the number of classes of semantic labels."""
+def add_representation(command: argparse.ArgumentParser, text: str) -> None:
+    """Add what the maps of a network mean, to be read by `chosen_representation`."""
+    from vimunet.representations import REPRESENTATIONS
+
+    command.add_argument("--representation", choices=sorted(REPRESENTATIONS), help=text)
+    add_assignments(
+        command,
+        "--representation-option",
+        "field of the representation, e.g. num_classes=4 (classes, background included); may be "
+        "repeated",
+    )
     command.add_argument(
         "--num-classes", type=int, help="of semantic labels, background included (default: 2)"
     )
+
+
+def chosen_representation(options: argparse.Namespace, default: str | None = None) -> Any:
+    """Build what was chosen with the flags of `add_representation`; None if nothing was."""
+    from vimunet.representations import build_representation
+
+    fields_ = assignments("--representation-option", options.representation_option)
+    name = options.representation or default
+    if options.num_classes is not None:
+        fields_["num_classes"] = options.num_classes
+    if options.num_classes is not None and name != "semantic":
+        raise ValueError("`--num-classes` must come with semantic labels: --representation.")
+    if name is None:
+        if fields_:
+            raise ValueError("`--representation-option` must come with --representation.")
+        return None
+    return build_representation(name, **fields_)
 
 
 def add_labelled_pixels_only(
@@ -119,31 +143,72 @@ def add_labelled_pixels_only(
     )
 
 
+def add_protocol(command: argparse.ArgumentParser, text: str) -> None:
+    """Add whether scores are counted as published."""
+    command.add_argument(
+        "--protocol",
+        type=lambda given: renamed("--protocol", given, {"paper": "published"}),
+        choices=("fair", "published"),
+        default="fair",
+        help=f"{text} (default: %(default)s)",
+    )
+
+
+class Renamed(argparse.Action):
+    """A flag that has another name now, and says so."""
+
+    def __call__(
+        self,
+        parser: argparse.ArgumentParser,
+        namespace: argparse.Namespace,
+        values: Any,
+        option_string: str | None = None,
+    ) -> None:
+        """Take the value for the new flag."""
+        warn(f"`{option_string}`", f"`{flag(self.dest)}`")
+        setattr(namespace, self.dest, values)
+
+
 def add_prediction_options(command: argparse.ArgumentParser) -> None:
     """Add how a network is run, to be read by `prediction_options`."""
     command.add_argument(
         "--scale",
         type=float,
-        default=1.0,
+        nargs="+",
+        default=[1.0],
         help="how much the network sees the image magnified, e.g. 2 where objects are half as "
-        "large as in the training images (default: %(default)s)",
+        "large as in the training images; one number or one per axis (default: 1)",
     )
     command.add_argument(
-        "--tile-size", type=int, help="of large images, in pixels without halo (default: auto)"
+        "--tile-size",
+        type=int,
+        nargs="+",
+        help="of large images, in pixels without halo, one number or one per axis (default: auto)",
     )
     command.add_argument(
-        "--halo", type=int, default=64, help="context of a tile in pixels (default: %(default)s)"
+        "--halo",
+        type=int,
+        nargs="+",
+        help="context of a tile in pixels (default: 64, of volumes 16)",
     )
     command.add_argument(
         "--batch-size", type=int, default=1, help="tiles at a time (default: %(default)s)"
     )
     command.add_argument(
-        "--symmetries",
+        "--test-time-augmentation",
         type=int,
         default=1,
-        metavar="1...8",
-        help="average over so many turned and mirrored views: slower, a little better "
-        "(default: %(default)s)",
+        metavar="VIEWS",
+        help="average over so many turned and mirrored views, of 8 (of volumes 16): slower, a "
+        "little better (default: %(default)s)",
+    )
+    command.add_argument(
+        "--symmetries",
+        type=int,
+        dest="test_time_augmentation",
+        default=argparse.SUPPRESS,
+        action=Renamed,
+        help=argparse.SUPPRESS,
     )
     command.add_argument("--device", default="auto", help="cpu, cuda, cuda:1, mps (default: auto)")
     command.add_argument(
@@ -156,5 +221,78 @@ def add_prediction_options(command: argparse.ArgumentParser) -> None:
 
 def prediction_options(options: argparse.Namespace) -> dict[str, Any]:
     """Pick the arguments of `vimunet.predict`."""
-    names = ("scale", "tile_size", "halo", "batch_size", "symmetries", "device", "precision")
-    return {name: getattr(options, name) for name in names}
+    names = ("batch_size", "test_time_augmentation", "device", "precision")
+    per_axis = ("scale", "tile_size", "halo")
+    return {name: one_or_each(getattr(options, name)) for name in per_axis} | {
+        name: getattr(options, name) for name in names
+    }
+
+
+def add_settings(
+    command: argparse.ArgumentParser, kind: type, leave_out: Collection[str] = ()
+) -> None:
+    """Add a flag for each field of a dataclass; what is not given is not in the namespace.
+
+    Args:
+        command: Gets the flags.
+        kind: Dataclass whose docstring explains its attributes.
+        leave_out: Fields without a flag.
+    """
+    group = command.add_argument_group("settings", argument_default=argparse.SUPPRESS)
+    hints, texts = typing.get_type_hints(kind), described(kind)
+    for field in fields(kind):
+        if field.name in leave_out:
+            continue
+        default = "" if field.default in (MISSING, None, "", False) else f" ({field.default})"
+        text = (texts[field.name] + default).replace("%", "%%")
+        group.add_argument(flag(field.name), help=text, **_parsing(hints[field.name]))
+
+
+def given_settings(
+    options: argparse.Namespace, kind: type, leave_out: Collection[str] = ()
+) -> dict[str, Any]:
+    """Collect what was given with the flags of `add_settings`; arguments as there."""
+    hints = typing.get_type_hints(kind)
+    names = [f.name for f in fields(kind) if f.name not in leave_out and hasattr(options, f.name)]
+    found = {name: getattr(options, name) for name in names}
+    return {
+        name: one_or_each(value) if _is_per_axis(hints[name]) else value
+        for name, value in found.items()
+    }
+
+
+def described(kind: type) -> dict[str, str]:
+    """Read what the docstring of a dataclass says of each attribute, in one line each."""
+    text = inspect.getdoc(kind) or ""
+    section = text.partition("Attributes:\n")[2].partition("\n\n")[0]
+    found = re.findall(r"^    (\w+): (.*(?:\n        .*)*)", section, flags=re.MULTILINE)
+    return {name: re.sub(r"\s+", " ", line).replace("`", "").rstrip(".") for name, line in found}
+
+
+def _parsing(hint: Any) -> dict[str, Any]:
+    """Say how a flag of a type is parsed."""
+    origin, arguments = typing.get_origin(hint), typing.get_args(hint)
+    if origin in (typing.Union, types.UnionType):
+        if _is_per_axis(hint):
+            return {"type": _number_of(hint), "nargs": "+"}
+        return _parsing(next(a for a in arguments if a is not type(None)))
+    if origin is Literal:
+        old = {"bf16": "bfloat16"}
+        return {"choices": arguments, "type": lambda given: renamed("Value", given, old)}
+    if origin is tuple:
+        return {"type": arguments[0], "nargs": len(arguments), "metavar": ("LOW", "HIGH")}
+    if hint is bool:
+        return {"action": argparse.BooleanOptionalAction}
+    parse: Callable[[str], Any] = hint
+    return {"type": parse}
+
+
+def _is_per_axis(hint: Any) -> bool:
+    return any(typing.get_origin(a) in _SEQUENCES for a in typing.get_args(hint))
+
+
+def _number_of(hint: Any) -> Any:
+    return next(a for a in typing.get_args(hint) if a in (int, float))
+
+
+_SEQUENCES = (Sequence, typing.get_origin(typing.Sequence[int]))

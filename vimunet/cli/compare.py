@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from vimunet.cli.arguments import Commands, add_command, add_labelled_pixels_only, check_free
+from vimunet.cli.arguments import add_labelled_pixels_only, add_protocol, check_free
 from vimunet.messages import some_of
 
 _OUTPUTS = (
@@ -17,15 +17,6 @@ _OUTPUTS = (
     "figure.png",
     "figure.svg",
 )
-
-
-def add_parser(commands: Commands) -> None:
-    """Add the command and its arguments."""
-    add_arguments(
-        add_command(
-            commands, "compare", run, "score several methods on the same images, with a report"
-        )
-    )
 
 
 def add_arguments(command: argparse.ArgumentParser) -> None:
@@ -46,12 +37,7 @@ def add_arguments(command: argparse.ArgumentParser) -> None:
         help="folder for report.html, figure.png, figure.svg, methods.csv, images.csv and "
         "comparison.json (default: %(default)s)",
     )
-    command.add_argument(
-        "--protocol",
-        choices=("fair", "paper"),
-        default="fair",
-        help="how nnU-Net's classes become objects and matches are counted (default: %(default)s)",
-    )
+    add_protocol(command, "how nnU-Net's classes become objects and matches are counted")
     command.add_argument(
         "--threshold", type=float, default=0.5, help="IoU of a match (default: %(default)s)"
     )

@@ -3,14 +3,11 @@
 import argparse
 from pathlib import Path
 
-from vimunet.cli.arguments import Commands, add_command
+from vimunet.cli.arguments import add_protocol
 
 
-def add_parser(commands: Commands) -> None:
-    """Add the command and its arguments."""
-    command = add_command(
-        commands, "convert nnunet", run, "write images and labels as a data set of nnU-Net"
-    )
+def add_arguments(command: argparse.ArgumentParser) -> None:
+    """Add the arguments."""
     command.add_argument("--images", type=Path, required=True, help="folder of training images")
     command.add_argument("--labels", type=Path, required=True, help="folder of their labels")
     command.add_argument("--output", type=Path, required=True, help="nnU-Net's folder nnUNet_raw")
@@ -25,12 +22,7 @@ def add_parser(commands: Commands) -> None:
         default="boundaries",
         help="`boundary` is for images that objects fill (default: %(default)s)",
     )
-    command.add_argument(
-        "--protocol",
-        choices=("fair", "paper"),
-        default="fair",
-        help="boundaries inside the objects, or on both sides as published (default: %(default)s)",
-    )
+    add_protocol(command, "boundaries inside the objects, or on both sides as published")
     command.add_argument(
         "--channel", action="append", help="name of a channel, by which nnU-Net normalises it"
     )

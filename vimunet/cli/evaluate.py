@@ -1,16 +1,20 @@
-"""`vimunet evaluate`: folders of predicted and of annotated labels in, a table of scores out."""
+"""`vimunet evaluate`: folders of predicted and of annotated labels in, a table of scores out.
+
+Or a model and a public data set, see `vimunet.cli.experiment`.
+"""
 
 import argparse
 import json
 from pathlib import Path
 from typing import Any
 
+from vimunet.cli import experiment
 from vimunet.cli.arguments import (
-    Commands,
-    add_command,
     add_labelled_pixels_only,
-    add_num_classes,
+    add_protocol,
     check_free,
+    flag,
+    one_or_each,
 )
 from vimunet.messages import some_of
 
@@ -19,22 +23,14 @@ _OF_CLASSES = ("num_classes", "spacing")
 """Flags of `vimunet evaluate` for the one and the other kind of labels."""
 
 
-def add_parser(commands: Commands) -> None:
-    """Add the command and its arguments."""
-    command = add_command(
-        commands, "evaluate", run, "score predicted labels against annotated ones"
-    )
-    command.add_argument("--predictions", type=Path, required=True, help="folder of label images")
-    command.add_argument("--labels", type=Path, required=True, help="folder of annotated labels")
+def add_arguments(command: argparse.ArgumentParser) -> None:
+    """Add the arguments."""
+    command.add_argument("--predictions", type=Path, help="folder of label images")
+    command.add_argument("--labels", type=Path, help="folder of annotated labels")
     command.add_argument("--csv", type=Path, help="also write a table, one row per image")
     command.add_argument("--overwrite", action="store_true", help="replace an existing --csv")
     command.add_argument("--json", action="store_true", help="print JSON instead of a table")
-    command.add_argument(
-        "--protocol",
-        choices=("fair", "paper"),
-        default="fair",
-        help="how matches are counted (default: %(default)s)",
-    )
+    add_protocol(command, "how matches are counted")
     command.add_argument(
         "--threshold", type=float, help="IoU of a match for precision, recall and F1 (default: 0.5)"
     )
@@ -42,19 +38,34 @@ def add_parser(commands: Commands) -> None:
     command.add_argument(
         "--semantic", action="store_true", help="labels are classes or masks: Dice, IoU, HD95, ..."
     )
-    add_num_classes(command)
+    command.add_argument(
+        "--num-classes", type=int, help="of semantic labels, background included (default: 2)"
+    )
     command.add_argument(
         "--spacing",
         type=float,
         nargs="+",
         help="distance of neighbouring pixels along each axis, for HD95 (default: 1)",
     )
+    experiment.add_arguments(command)
 
 
 def run(options: argparse.Namespace) -> int:
-    """Score predicted label files against annotated ones."""
-    from vimunet.evaluation import evaluate_folders, write_csv
-    from vimunet.semantic_evaluation import evaluate_semantic_folders
+    """Score predicted label files against annotated ones, or a model on a public data set."""
+    experiment.check(options)
+    if options.dataset is not None:
+        return experiment.run(options)
+    if options.predictions is None or options.labels is None:
+        raise ValueError(
+            "Give --predictions and --labels, or a model and a public data set: --model and "
+            "--dataset."
+        )
+    return _score_folders(options)
+
+
+def _score_folders(options: argparse.Namespace) -> int:
+    from vimunet.io.tables import write_csv
+    from vimunet.scores.folders import evaluate_folders, evaluate_semantic_folders
 
     if options.csv is not None:
         check_free(options.csv, options.overwrite)
@@ -63,14 +74,13 @@ def run(options: argparse.Namespace) -> int:
         for name in (*_OF_OBJECTS, *_OF_CLASSES)
         if (value := getattr(options, name)) is not None
     }
-    if len(given.get("spacing", ())) == 1:
-        (given["spacing"],) = given["spacing"]
+    if "spacing" in given:
+        given["spacing"] = one_or_each(given["spacing"])
     unused = _OF_OBJECTS if options.semantic else _OF_CLASSES
     for name in unused:
         if name in given:
-            flag = f"--{name.replace('_', '-')}"
             raise ValueError(
-                f"`{flag}` must {'not come' if options.semantic else 'come'} with --semantic."
+                f"`{flag(name)}` must {'not come' if options.semantic else 'come'} with --semantic."
             )
     score_folders = evaluate_semantic_folders if options.semantic else evaluate_folders
     result = score_folders(options.predictions, options.labels, protocol=options.protocol, **given)

@@ -4,7 +4,6 @@ import argparse
 import sys
 from importlib import metadata, util
 
-from vimunet.cli.arguments import Commands, add_command
 from vimunet.cli.messages import known_models
 
 OPTIONAL_PACKAGES = {
@@ -23,9 +22,8 @@ OPTIONAL_PACKAGES = {
 }
 
 
-def add_parser(commands: Commands) -> None:
-    """Add the command and its arguments."""
-    add_command(commands, "info", run, "show versions, devices, models and optional packages")
+def add_arguments(command: argparse.ArgumentParser) -> None:
+    """Take no arguments."""
 
 
 def run(options: argparse.Namespace) -> int:
@@ -35,7 +33,7 @@ def run(options: argparse.Namespace) -> int:
     import vimunet
     from vimunet.models import MODELS
     from vimunet.models.scan import active_backend
-    from vimunet.prediction import choose_device
+    from vimunet.segmentation.devices import choose_device
 
     devices = ["cpu", *(f"cuda:{i}" for i in range(torch.cuda.device_count()))]
     if torch.backends.mps.is_available():

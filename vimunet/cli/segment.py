@@ -7,12 +7,15 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from vimunet.cli.arguments import (
-    Commands,
-    add_command,
+    add_assignments,
     add_prediction_options,
+    add_spacing,
+    assignments,
+    flag,
+    one_or_each,
     prediction_options,
 )
 from vimunet.cli.messages import known_models
@@ -21,12 +24,11 @@ from vimunet.messages import some_of
 if TYPE_CHECKING:
     import numpy as np
 
-    from vimunet.checkpoint import TrainedModel
+    from vimunet.segmentation.model_file import TrainedModel
 
 
-def add_parser(commands: Commands) -> None:
-    """Add the command and its arguments."""
-    command = add_command(commands, "segment", run, "turn images into label images")
+def add_arguments(command: argparse.ArgumentParser) -> None:
+    """Add the arguments."""
     command.add_argument(
         "images", nargs="+", metavar="IMAGE", help="files, folders or quoted patterns ('a*.tif')"
     )
@@ -45,6 +47,12 @@ def add_parser(commands: Commands) -> None:
         "--overlay", action="store_true", help="also write pictures of the labels on the image"
     )
     command.add_argument("--min-size", type=int, help="smallest object in pixels")
+    add_assignments(
+        command,
+        "--set",
+        "how maps become objects, in place of what the model says, e.g. seed_threshold=0.6; may be "
+        "repeated",
+    )
     command.add_argument(
         "--stitch-threshold",
         type=_iou,
@@ -55,6 +63,11 @@ def add_parser(commands: Commands) -> None:
     command.add_argument("--key", help="data set inside HDF5, Zarr or N5 files")
     command.add_argument("--level", type=int, help="of an OME-Zarr image, 0 is the finest")
     command.add_argument("--channel", type=int, help="of images with channels or colours, from 0")
+    command.add_argument(
+        "--axes",
+        help="a letter for each axis of files that do not name them: t, z, c, y, x, s (colours)",
+    )
+    add_spacing(command)
     command.add_argument(
         "--part",
         type=_part,
@@ -75,9 +88,10 @@ def run(options: argparse.Namespace) -> int:
     import numpy as np
     from tqdm import tqdm
 
-    from vimunet.checkpoint import load_model
     from vimunet.models.compiled import memory_kept
-    from vimunet.prediction import choose_device, predict
+    from vimunet.segmentation.devices import choose_device
+    from vimunet.segmentation.model_file import load_model
+    from vimunet.segmentation.predict import predict
 
     if options.model is None:
         raise ValueError(f"`--model` must be chosen. {known_models()}")
@@ -88,19 +102,10 @@ def run(options: argparse.Namespace) -> int:
         print(f"{count - len(files)} of {count} images have labels in {options.output} already")
     _check_outputs(files, options)
     _check_kinds(files, options)
-    model = load_model(options.model)
-    for name in ("min_size", "stitch_threshold"):
-        if getattr(options, name) is not None and model.representation.labels_are_classes:
-            raise ValueError(
-                f"`--{name.replace('_', '-')}` must be left out: {options.model} finds classes, "
-                "not objects."
-            )
-    if options.min_size is not None:
-        model = replace(
-            model, representation=replace(model.representation, min_size=options.min_size)
-        )
+    model = _as_wanted(load_model(options.model), options)
     model.network.to(choose_device(options.device))
-    predict(np.zeros((1, 1)), model, **prediction_options(options))  # wrong options: said once
+    # Wrong options are said once, not for each image.
+    predict(np.zeros((1,) * len(model.axes)), model, **prediction_options(options))
     failed = 0
     with tqdm(files, unit="image", disable=None) as bar, memory_kept():
         for file in bar:
@@ -125,10 +130,24 @@ def run(options: argparse.Namespace) -> int:
     return 1 if failed else 0
 
 
+def _as_wanted(model: "TrainedModel", options: argparse.Namespace) -> "TrainedModel":
+    """Give the model that reads its maps as the flags say."""
+    if model.representation.labels_are_classes:
+        for name in ("min_size", "stitch_threshold"):
+            if getattr(options, name) is not None:
+                raise ValueError(
+                    f"`{flag(name)}` must be left out: {options.model} finds classes, not objects."
+                )
+    values = assignments("--set", options.set)
+    if options.min_size is not None:
+        values["min_size"] = options.min_size
+    return replace(model, representation=model.representation.tuned(**values)) if values else model
+
+
 def _input_files(inputs: Sequence[str]) -> list[Path]:
     """Expand folders and patterns; what does not exist is kept, to be reported in its turn."""
-    from vimunet.data.folder import list_images, natural_key, other_files
-    from vimunet.volumes import is_ome_zarr
+    from vimunet.io.names import list_images, natural_key, other_files
+    from vimunet.io.ome_zarr import is_ome_zarr
 
     files: dict[Path, Path] = {}
     for name in inputs:
@@ -153,7 +172,7 @@ def _input_files(inputs: Sequence[str]) -> list[Path]:
 
 def _output_files(file: Path, options: argparse.Namespace) -> dict[str, Path]:
     """Return where the results of an image go; the overlays of a stack get a folder."""
-    from vimunet.data.folder import stem
+    from vimunet.io.names import stem
 
     name, output = stem(file), options.output
     if _is_volume(file, options):
@@ -201,7 +220,7 @@ def _check_outputs(files: list[Path], options: argparse.Namespace) -> None:
 
 def _is_volume(file: Path, options: argparse.Namespace) -> bool:
     """Tell whether a file is taken as OME-Zarr, with its axes and its pyramid."""
-    from vimunet.volumes import is_ome_zarr
+    from vimunet.io.ome_zarr import is_ome_zarr
 
     return options.key is None and file.is_dir() and is_ome_zarr(file)
 
@@ -211,16 +230,18 @@ def _check_kinds(files: list[Path], options: argparse.Namespace) -> None:
     volumes = [file for file in files if _is_volume(file, options)]
     others = [file for file in files if file.exists() and file not in volumes]
     for names, wrong, kind in (
-        (("save_maps", "overlay"), volumes, "images other than OME-Zarr (or one `--key` in it)"),
+        (
+            ("save_maps", "overlay", "axes"),
+            volumes,
+            "images other than OME-Zarr (or one `--key` in it)",
+        ),
         (("level", "part"), others, "OME-Zarr images"),
     ):
         for name in names:
             value = getattr(options, name)
             if wrong and value is not None and value is not False:
                 given = some_of([str(file) for file in wrong])
-                raise ValueError(
-                    f"`--{name.replace('_', '-')}` is for {kind}, got {given}. Leave it out."
-                )
+                raise ValueError(f"`{flag(name)}` is for {kind}, got {given}. Leave it out.")
 
 
 def _iou(text: str) -> float:
@@ -255,6 +276,7 @@ def _segment_volume(
         output,
         level=options.level or 0,
         channel=options.channel,
+        spacing=one_or_each(options.spacing),
         stitch_threshold=options.stitch_threshold,
         overwrite=options.overwrite,
         **prediction_options(options),
@@ -277,54 +299,55 @@ def _segment_file(
     options: argparse.Namespace,
     progress: Callable[[int, int], None],
 ) -> str:
-    """Segment one file, slice by slice if it is a stack; return what was found."""
+    """Segment one file; return what was found."""
     import numpy as np
 
-    from vimunet.data.folder import read_slices
-    from vimunet.label_files import place_of_image, write_label_tiff
+    from vimunet.io.formats import open_image
+    from vimunet.io.image import Pieces, with_named_axes
+    from vimunet.io.label_files import place_of, write_label_tiff
     from vimunet.overlay import draw_overlay
-    from vimunet.prediction import predict
-    from vimunet.stitching import stitch_slices
+    from vimunet.segmentation.segment import segment_image
 
-    network: Any = model.network
-    pixels, stack = read_slices(
-        file, options.key, in_channels=network.in_channels, channel=options.channel
-    )
-    lengths = pixels.shape[: len(stack)]
-    slices = pixels.reshape(-1, *pixels.shape[len(stack) :])
-    all_labels, all_maps = [], []
-    for image in slices:
-        maps = predict(image, model, progress=progress, **prediction_options(options))
-        all_labels.append(model.representation.decode(maps))
-        if options.save_maps:
-            all_maps.append(maps)
-    found: np.ndarray = np.stack(all_labels).reshape(*(lengths or (1,)), *slices.shape[1:3])
-    classes = model.representation.labels_are_classes
-    if stack and not classes:
-        found = stitch_slices(found, options.stitch_threshold)
-    labels = found.reshape(*lengths, *slices.shape[1:3])
+    in_channels, channel = model.network.in_channels, options.channel
     paths = _output_files(file, options)
-    write_label_tiff(paths["labels"], labels, place_of_image(file, f"{stack}yx"))
-    if options.save_maps:
-        maps = np.stack(all_maps)
-        _write_tiff(paths["maps"], maps.reshape(*lengths, *maps.shape[1:]), f"{stack}cyx")
-    if options.overlay:
-        if paths["overlays"].is_dir():  # of a longer stack, maybe
-            shutil.rmtree(paths["overlays"])
-        planes = labels.reshape(-1, *slices.shape[1:3])
-        for z, (image, plane) in enumerate(zip(slices, planes, strict=True)):
-            path = paths["overlays"] / f"z{z:03d}.png" if stack else paths["overlay"]
-            _write_png(path, draw_overlay(image, plane))
-    if classes:
-        return f"{np.unique(labels[labels > 0]).size} classes besides background"
-    return f"{found.max()} objects"
+    with open_image(file, options.key) as opened:
+        image = with_named_axes(opened, in_channels, channel, model.axes, options.axes)
+        found = segment_image(
+            image,
+            model,
+            channel,
+            one_or_each(options.spacing),
+            options.stitch_threshold,
+            progress,
+            keep_maps=options.save_maps,
+            **prediction_options(options),
+        )
+        write_label_tiff(paths["labels"], found.labels, place_of(image, found.axes))
+        if found.maps is not None:
+            leading = found.axes.removesuffix(model.axes)
+            _write_tiff(paths["maps"], found.maps, f"{leading}c{model.axes}")
+        if options.overlay:
+            pixels = Pieces(image, model.axes, in_channels, channel).whole().read()
+            if paths["overlays"].is_dir():  # of a longer stack, maybe
+                shutil.rmtree(paths["overlays"])
+            size = found.labels.shape[-2:]
+            planes = found.labels.reshape(-1, *size)
+            slices = pixels.reshape(len(planes), *size, *pixels.shape[found.labels.ndim :])
+            for z, (picture, plane) in enumerate(zip(slices, planes, strict=True)):
+                stack = found.labels.ndim > 2
+                path = paths["overlays"] / f"z{z:03d}.png" if stack else paths["overlay"]
+                _write_png(path, draw_overlay(picture, plane))
+    if model.representation.labels_are_classes:
+        number = np.unique(found.labels[found.labels > 0]).size
+        return f"{number} classes besides background"
+    return f"{found.labels.max()} objects"
 
 
 def _write_tiff(path: Path, image: "np.ndarray", axes: str) -> None:
     import tifffile
 
-    from vimunet.files import replacing
-    from vimunet.label_files import LARGEST_CLASSIC
+    from vimunet.io.atomic import replacing
+    from vimunet.io.label_files import LARGEST_CLASSIC
 
     with replacing(path) as temporary:
         tifffile.imwrite(
@@ -342,7 +365,7 @@ def _write_png(path: Path, picture: "np.ndarray") -> None:
     import imagecodecs
     import numpy as np
 
-    from vimunet.files import replacing
+    from vimunet.io.atomic import replacing
 
     with replacing(path) as temporary:
         temporary.write_bytes(imagecodecs.png_encode(np.ascontiguousarray(picture)))

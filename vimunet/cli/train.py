@@ -1,104 +1,92 @@
-"""`vimunet train`: a folder of images with labels in, a folder with a trained model out."""
+"""`vimunet train`: images with labels in, a folder with a trained model out.
+
+The images are two folders, or a public data set by name. A recipe gives the defaults; each of its
+settings has a flag.
+"""
 
 import argparse
 import hashlib
 import os
-import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from vimunet.cli.arguments import (
-    REPRESENTATIONS,
-    Commands,
-    add_command,
     add_model_options,
-    add_num_classes,
     add_pairs,
-    build_representation,
-    model_options,
+    add_representation,
+    add_settings,
+    assignments,
+    chosen_representation,
+    flag,
+    given_settings,
 )
-from vimunet.cli.tune import choose_thresholds
+from vimunet.cli.tune import told
 
 if TYPE_CHECKING:
-    from vimunet.checkpoint import TrainedModel
-    from vimunet.data import Sample
+    from vimunet.io.pairs import Sample
+    from vimunet.models import Network
+    from vimunet.representations import Representation
+    from vimunet.segmentation.model_file import TrainedModel
+    from vimunet.training.recipes import Recipe
 
 VALIDATION_FRACTION = 0.15
-TRAIN_SETTINGS = (
-    "output",
-    "iterations",
-    "max_minutes",
-    "crop_size",
-    "batch_size",
-    "lr",
-    "optimizer",
-    "weight_decay",
-    "schedule",
-    "precision",
-    "seed",
-    "resume",
-    "validation_interval",
-    "rotations",
-    "device",
-)
-"""Fields of `TrainConfig` that have a flag; a flag that is not given leaves the default."""
+
+_WITHOUT_FLAG = ("output", "val_images")
+"""Settings whose flags are added by hand."""
 
 
-def add_parser(commands: Commands) -> None:
-    """Add the command and its arguments."""
-    command = add_command(commands, "train", run, "train a network on images with labels")
-    add_pairs(command)
+def add_arguments(command: argparse.ArgumentParser) -> None:
+    """Add the arguments."""
+    from vimunet.datasets.splits import DATASETS
+    from vimunet.training.config import TrainConfig
+    from vimunet.training.recipes import RECIPES
+
+    add_pairs(command, required=False)
+    command.add_argument(
+        "--dataset", choices=sorted(DATASETS), help="a public data set instead of --images"
+    )
+    command.add_argument(
+        "--data",
+        type=Path,
+        help="folder of the data set (default: $VIMUNET_DATA, or data/DATASET)",
+    )
+    command.add_argument(
+        "--recipe",
+        choices=sorted(RECIPES),
+        help="defaults of network, maps and settings (default: that of the data set, or published)",
+    )
     command.add_argument(
         "--model",
-        required=True,
         help="a new network (vim_t, unet, ...; see `vimunet info`), or a model to continue from "
-        "(nuclei, ..., or a model file)",
+        "(nuclei, ..., or a model file); default: that of the recipe",
     )
-    command.add_argument("--output", type=Path, required=True, help="folder of this training")
+    command.add_argument(
+        "--output", type=Path, help="folder of this training (default: runs/DATASET_MODEL)"
+    )
     command.add_argument(
         "--val-images", type=Path, help="images to validate on; default: a part of --images"
     )
     command.add_argument("--val-labels", type=Path, help="their labels")
     command.add_argument(
-        "--representation",
-        choices=REPRESENTATIONS,
-        help="what the network learns; `boundary` is for images without background, `semantic` for "
-        "labels that are classes or masks (default: boundaries)",
+        "--axes", choices=("yx", "zyx"), default="yx", help="zyx trains on volumes (default: yx)"
     )
-    add_num_classes(command)
-    settings = command.add_argument_group(
-        "settings", "Left out, they are the paper's.", argument_default=argparse.SUPPRESS
+    add_representation(
+        command,
+        "what the network learns; `boundary` is for images without background, `semantic` for "
+        "labels that are classes or masks (default: that of the recipe)",
     )
-    settings.add_argument("--iterations", type=int, help="steps of the optimizer (100000)")
-    settings.add_argument(
-        "--max-minutes",
-        type=float,
-        help="stop after this time, earlier parts of a run with --resume included (no limit)",
+    add_settings(command, TrainConfig, _WITHOUT_FLAG)
+    command.add_argument(
+        "--val-scored",
+        type=int,
+        metavar="N",
+        help="most whole validation images to segment and score at each validation; 0 for none",
     )
-    settings.add_argument("--crop-size", type=int, help="side of the crops in pixels (512)")
-    settings.add_argument("--batch-size", type=int, help="crops per iteration (2)")
-    settings.add_argument("--lr", type=float, help="learning rate (1e-4)")
-    settings.add_argument("--optimizer", choices=("adam", "adamw"), help="(adam)")
-    settings.add_argument("--weight-decay", type=float, help="of the optimizer (0)")
-    settings.add_argument(
-        "--schedule",
-        choices=("plateau", "cosine"),
-        help="how the learning rate falls (plateau: when the validation loss does not)",
-    )
-    settings.add_argument("--precision", choices=("float32", "bf16"), help="(float32)")
-    settings.add_argument("--seed", type=int, default=0, help="of weights and crops (0)")
-    settings.add_argument(
-        "--validation-interval", type=int, help="iterations between two validations (1000)"
-    )
-    settings.add_argument(
-        "--rotations", action="store_true", help="also rotate the crops by quarter turns"
-    )
-    settings.add_argument("--device", help="cpu, cuda or mps (auto)")
-    command.add_argument("--resume", action="store_true", help="continue the training in --output")
     command.add_argument(
         "--skip-connections", action="store_true", help="ViM-UNet with finer maps from the image"
     )
+    command.add_argument("--variant", help="a published form of the network, e.g. paper")
     command.add_argument("--in-channels", type=int, help="default: those of the first image")
     command.add_argument(
         "--pretrained",
@@ -106,103 +94,168 @@ def add_parser(commands: Commands) -> None:
         help="published weights to start from: Vision Mamba's for vim_t, vim_s and vim_b, "
         "VMamba's for vmunet, Segment Anything's for unetr_*",
     )
-    add_model_options(command, "variant=paper")
+    add_model_options(command, "conv_stem=true")
 
 
 def run(options: argparse.Namespace) -> int:
-    """Train a network on a folder of images with labels."""
-    import torch
+    """Train a network on images with labels."""
+    from vimunet.segmentation.model_file import load_model, save_model
+    from vimunet.training.config import TrainConfig
+    from vimunet.training.loop import train
+    from vimunet.training.tuning import tune
 
-    from vimunet.checkpoint import load_model
-    from vimunet.data.folder import find_pairs
-    from vimunet.models import MODELS, build_model
-    from vimunet.training import TrainConfig, train
-
-    if (options.val_images is None) != (options.val_labels is None):
-        raise ValueError("`--val-images` and `--val-labels` must be given together, got one.")
-    start = None if options.model in MODELS else _model_to_continue(options)
-    representation = (
-        start.representation
-        if start is not None
-        else build_representation(options.representation or "boundaries", options.num_classes)
-    )
-    taken: Any = options if start is None else start.network
-    reading = {
-        "in_channels": taken.in_channels,
-        "channel": options.channel,
-        "image_key": options.image_key,
-        "label_key": options.label_key,
-        "masks": representation.labels_are_classes,
-    }
-    samples = find_pairs(options.images, options.labels, **reading)
-    if options.val_images is not None:
-        validation = find_pairs(options.val_images, options.val_labels, **reading)
+    _check_data(options)
+    recipe = _recipe(options)
+    given = given_settings(options, TrainConfig, _WITHOUT_FLAG)
+    settings = {**recipe.settings, **given}
+    if options.val_scored is not None:
+        settings["val_images"] = options.val_scored
+    start = _model_to_continue(options, recipe)
+    if start is None:
+        representation = chosen_representation(options) or recipe.build_representation()
     else:
-        samples, validation = _split(samples)
+        representation = start.representation
+        settings.setdefault("normalization", start.normalization)
+    samples, validation, origin = _data(options, representation, start)
     print(f"{len(samples)} images to train on, {len(validation)} to validate on")
-
-    if start is not None:
-        network = start.network
+    if start is None:
+        network = _new_network(options, recipe, representation, samples, settings.get("seed", 0))
     else:
-        in_channels = options.in_channels
-        if in_channels is None:
-            image, _ = samples[0].read()
-            in_channels = 1 if image.ndim == 2 else image.shape[2]
-        extra = model_options(options.option)
-        if options.skip_connections:
-            extra["skip_connections"] = True
-        torch.manual_seed(options.seed)
-        network = build_model(options.model, in_channels, len(representation.channels), **extra)
+        network = start.network
+        origin["licence"] = start.info.get("licence", "") or origin["licence"]
     if options.pretrained is not None:
         from vimunet.bridges.checkpoints import load_pretrained
 
         print(load_pretrained(network, options.pretrained))
-    given = {name: getattr(options, name) for name in TRAIN_SETTINGS if hasattr(options, name)}
-    training_data = options.images.resolve().name
-    if start is not None:
-        before = start.info.get("training_data") or "unknown data"
-        training_data = f"{training_data}, after {options.model} ({before})"
-        given["licence"] = start.info.get("licence", "")
-    config = TrainConfig(training_data=training_data, **given)
+    name = options.model or recipe.model
+    output = options.output or Path("runs") / f"{options.dataset}_{Path(name).stem}"
+    config = TrainConfig(output=output, **origin | settings)
     best = train(network, representation, samples, validation, config)
     if os.environ.get("RANK", "0") != "0":  # of several processes, the first does the rest
         return 0
     print(f"Best model: {best}\nIts thresholds, chosen on the validation images:")
-    choose_thresholds(
-        load_model(best),
-        validation,
-        best.with_name("tuned.safetensors"),
-        labelled_pixels_only=not representation.has_background,
-        device=getattr(options, "device", "auto"),
-    )
+    tuned = tune(load_model(best), validation, device=config.device, progress=True)
+    path = best.with_name("tuned.safetensors")
+    save_model(path, tuned.model)
+    print(f"{told(tuned, len(validation))}\nModel with these thresholds: {path}")
     return 0
 
 
-def _model_to_continue(options: argparse.Namespace) -> "TrainedModel":
-    """Load the model that a training starts from, and refuse flags that would change it."""
-    from vimunet.checkpoint import load_model
-    from vimunet.models import MODELS
+def _check_data(options: argparse.Namespace) -> None:
+    """Refuse flags of which only one of two kinds may be given."""
+    folders = (options.images, options.labels)
+    if (options.val_images is None) != (options.val_labels is None):
+        raise ValueError("`--val-images` and `--val-labels` must be given together, got one.")
+    if options.dataset is None and None in folders:
+        raise ValueError("Give --images and --labels, or a public data set: --dataset.")
+    if options.dataset is not None and folders != (None, None):
+        raise ValueError("`--images` and `--labels` must be left out with --dataset.")
+    if options.data is not None and options.dataset is None:
+        raise ValueError("`--data` is the folder of a --dataset. Give its name too.")
+    if options.dataset is None and options.output is None:
+        raise ValueError("`--output` must be given, the folder of this training.")
 
+
+def _recipe(options: argparse.Namespace) -> "Recipe":
+    """Choose the defaults; without a recipe and a data set, a network must be chosen."""
+    from vimunet.datasets.splits import DATASETS
+    from vimunet.training.recipes import RECIPES
+
+    if options.recipe is None and options.dataset is None and options.model is None:
+        raise ValueError(
+            "`--model` must be a network (see `vimunet info`) or a model to continue from, or "
+            "choose a recipe: --recipe."
+        )
+    name = options.recipe or (
+        "published" if options.dataset is None else DATASETS[options.dataset].recipe
+    )
+    return RECIPES[name]
+
+
+def _model_to_continue(options: argparse.Namespace, recipe: "Recipe") -> "TrainedModel | None":
+    """Load the model that a training starts from, and refuse flags that would change it."""
+    from vimunet.models import MODELS
+    from vimunet.segmentation.model_file import load_model
+
+    name = options.model or recipe.model
+    if name in MODELS:
+        return None
     try:
-        model = load_model(options.model)
+        model = load_model(name)
     except FileNotFoundError as error:
         raise ValueError(
-            f"`--model` must be a network or a model to continue from, got {options.model!r}. "
+            f"`--model` must be a network or a model to continue from, got {name!r}. "
             f"Networks: {', '.join(sorted(MODELS))}. {error}"
         ) from error
-    if model.normalization != "image":
-        raise ValueError(
-            f"{options.model} must have the normalization 'image' to be trained on, got "
-            f"{model.normalization!r}. Train a new network instead."
-        )
-    own = ("representation", "num_classes", "skip_connections", "in_channels", "option")
-    for flag in (*own, "pretrained"):
-        if getattr(options, flag):
+    own = ("representation", "representation_option", "num_classes", "skip_connections")
+    for field in (*own, "variant", "in_channels", "option", "pretrained"):
+        if getattr(options, field):
             raise ValueError(
-                f"`--{flag.replace('_', '-')}` must be left out with --model {options.model}, "
-                "which has its own."
+                f"`{flag(field)}` must be left out with --model {name}, which has its own."
             )
     return model
+
+
+def _data(
+    options: argparse.Namespace,
+    representation: "Representation",
+    start: "TrainedModel | None",
+) -> tuple[list["Sample"], list["Sample"], dict[str, str]]:
+    """Read what to train and to validate on, and say where it comes from."""
+    from vimunet.datasets.splits import DATASETS, find_dataset
+    from vimunet.io.pairs import find_pairs
+
+    before = ""
+    if start is not None:
+        before = f", after {options.model} ({start.info.get('training_data') or 'unknown data'})"
+    if options.dataset is not None:
+        data = DATASETS[options.dataset]
+        folder = find_dataset(options.dataset, options.data)
+        origin = {"training_data": f"{data.title}{before}", "licence": data.licence}
+        return data.read(folder, "train"), data.read(folder, "val"), origin
+    reading: dict[str, Any] = {
+        "in_channels": options.in_channels if start is None else start.network.in_channels,
+        "channel": options.channel,
+        "image_key": options.image_key,
+        "label_key": options.label_key,
+        "masks": representation.labels_are_classes,
+        "axes": options.axes if start is None else start.axes,
+    }
+    origin = {"training_data": f"{options.images.resolve().name}{before}", "licence": ""}
+    samples = find_pairs(options.images, options.labels, **reading)
+    if options.val_images is not None:
+        return samples, find_pairs(options.val_images, options.val_labels, **reading), origin
+    return *_split(samples), origin
+
+
+def _new_network(
+    options: argparse.Namespace,
+    recipe: "Recipe",
+    representation: "Representation",
+    samples: Sequence["Sample"],
+    seed: int,
+) -> "Network":
+    """Build the network that is asked for, with fresh weights."""
+    import torch
+
+    from vimunet.models import build_model
+
+    in_channels = options.in_channels
+    if in_channels is None and options.dataset is not None:
+        in_channels = recipe.in_channels
+    elif in_channels is None:
+        image, _ = samples[0].read()
+        in_channels = 1 if image.ndim == len(options.axes) else image.shape[-1]
+    extra = assignments("--option", options.option)
+    if options.skip_connections:
+        extra["skip_connections"] = True
+    if options.variant:
+        extra["variant"] = options.variant
+    if options.axes != "yx":
+        extra["axes"] = options.axes
+    torch.manual_seed(seed)
+    name = options.model or recipe.model
+    return build_model(name, in_channels, len(representation.channels), **extra)
 
 
 def _split(samples: Sequence["Sample"]) -> tuple[list["Sample"], list["Sample"]]:
@@ -212,7 +265,7 @@ def _split(samples: Sequence["Sample"]) -> tuple[list["Sample"], list["Sample"]]
     """
 
     def image(sample: "Sample") -> str:
-        return re.sub(r"_z\d{3,}$", "", sample.name)
+        return sample.source or sample.name
 
     names = sorted(
         {image(sample) for sample in samples},

@@ -11,12 +11,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from vimunet.bridges import nnunet
-from vimunet.representation import Boundaries, Distances
+from vimunet.protocol import Protocol
+from vimunet.representations import REPRESENTATIONS, Representation, build_representation
 
 
-def through_maps(
-    labels: NDArray[np.integer], representation: Boundaries | Distances
-) -> NDArray[np.int32]:
+def through_maps(labels: NDArray[np.integer], representation: Representation) -> NDArray[np.int32]:
     """Find the objects again in perfect maps of them.
 
     Args:
@@ -30,14 +29,14 @@ def through_maps(
 
 
 def through_classes(
-    labels: NDArray[np.integer], kind: nnunet.Kind, protocol: nnunet.Protocol
+    labels: NDArray[np.integer], kind: nnunet.Kind, protocol: Protocol
 ) -> NDArray[np.int32]:
     """Find the objects again in the classes of a perfect nnU-Net.
 
     Args:
         labels: (y, x) integer labels, 0 background.
         kind: "boundaries" for three classes, "boundary" for two.
-        protocol: "fair" or "paper", see `vimunet.bridges.nnunet`; it holds in both directions.
+        protocol: "fair" or "published", see `vimunet.bridges.nnunet`; it holds in both directions.
 
     Returns:
         (y, x) labels: 0 background, 1..n. Their numbers differ from those given.
@@ -63,17 +62,17 @@ def perfect_maps(
     Returns:
         Title -> function of (y, x) labels.
     """
-    if not background:
-        ours: dict[str, Boundaries | Distances] = {"boundary map": Boundaries(foreground=False)}
-    else:
-        ours = {"foreground and boundary maps": Boundaries(), "distance maps": Distances()}
-    roads: dict[str, Callable[[np.ndarray], np.ndarray]] = {
-        title: partial(through_maps, representation=representation)
-        for title, representation in ours.items()
+    known = map(build_representation, REPRESENTATIONS)
+    ways: dict[str, Callable[[np.ndarray], np.ndarray]] = {
+        form.title: partial(through_maps, representation=form)
+        for form in known
+        if form.has_background == background and not form.labels_are_classes
     }
     if not classes:
-        return roads
+        return ways
     kind: nnunet.Kind = "boundaries" if background else "boundary"
-    roads["nnU-Net's classes"] = partial(through_classes, kind=kind, protocol="fair")
-    roads["nnU-Net's classes, as published"] = partial(through_classes, kind=kind, protocol="paper")
-    return roads
+    ways["nnU-Net's classes"] = partial(through_classes, kind=kind, protocol="fair")
+    ways["nnU-Net's classes, as published"] = partial(
+        through_classes, kind=kind, protocol="published"
+    )
+    return ways

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from vimunet.comparison.sentences import number, plural, printable, ranking, score_text
-from vimunet.files import replacing
+from vimunet.io.atomic import replacing
 
 try:
     from matplotlib import rc_context

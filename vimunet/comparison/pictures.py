@@ -16,9 +16,10 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from vimunet.comparison import LABELLED_FATES, PREDICTED_FATES, explain
+from vimunet.comparison import LABELLED_OUTCOMES, PREDICTED_OUTCOMES, explain
 from vimunet.comparison.sentences import number, printable, ranking, score_text
-from vimunet.data.folder import list_images, read_image, stem
+from vimunet.io.formats import read_image
+from vimunet.io.names import list_images, stem
 from vimunet.overlay import outlines, stretch_contrast
 
 COLORS = {
@@ -29,7 +30,7 @@ COLORS = {
     "missed": "#E4572E",
     "false": "#F0D442",
 }
-"""Of the fates of objects, in pictures and in bars: told apart by colour-blind eyes, too."""
+"""Of each outcome, in pictures and in bars: told apart by colour-blind eyes, too."""
 
 MOST_METHODS = 12
 """Of how many methods pictures are shown, the best first."""
@@ -287,12 +288,12 @@ def _error_map(
     of_labelled: np.ndarray,
     of_predicted: np.ndarray,
 ) -> NDArray[np.float32]:
-    """Fill labelled objects with the colour of their fate, false ones too; predicted outlines."""
+    """Fill objects with the colour of what became of them, and outline the predicted ones."""
     background = [0.0, 0.0, 0.0]
     colors = np.array(
-        [background, *(_rgb(COLORS[fate]) for fate in LABELLED_FATES[1:])], np.float32
+        [background, *(_rgb(COLORS[outcome]) for outcome in LABELLED_OUTCOMES[1:])], np.float32
     )
-    is_false = (of_predicted == PREDICTED_FATES.index("false")) & (of_labelled == 0)
+    is_false = (of_predicted == PREDICTED_OUTCOMES.index("false")) & (of_labelled == 0)
     fill = colors[of_labelled]
     fill[is_false] = _rgb(COLORS["false"])
     covered = (of_labelled > 0) | is_false

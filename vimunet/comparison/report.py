@@ -1,19 +1,26 @@
 """The report of a comparison: one HTML file that needs nothing else.
 
-`write_report` puts the result of `vimunet.comparison.compare` into words, tables and pictures.
-The file loads nothing from elsewhere and runs no script; names of files and methods are only text.
+`write_report` puts the result of `vimunet.comparison.compare` into words, tables and pictures:
+`report.html` is the page, what stands in it is computed here. The file loads nothing from elsewhere
+and runs no script; names of files and methods are only text.
 """
 
 import datetime
+import math
 import platform
 import shlex
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
 from typing import Any
 
+from jinja2 import Environment, FileSystemLoader, StrictUndefined, Template
+
 from vimunet import __version__
 from vimunet.bridges.predictions import open_predictions
+from vimunet.comparison import LABELLED_OUTCOMES
+from vimunet.comparison.figure import PUBLISHED_TITLE, figure_svg
 from vimunet.comparison.pictures import (
     COLORS,
     MOST_METHODS,
@@ -22,22 +29,74 @@ from vimunet.comparison.pictures import (
     Readable,
     choose_images,
 )
-from vimunet.comparison.sentences import headline, plural, ranking, score_text
-from vimunet.comparison.tables import (
-    FATES,
-    as_html,
-    write_differences,
-    write_errors,
-    write_scores,
+from vimunet.comparison.sentences import (
+    FEW_IMAGES,
+    diagnosis,
+    headline,
+    interval_text,
+    is_certain,
+    number,
+    p_text,
+    plural,
+    printable,
+    ranking,
+    score_text,
+    size_text,
 )
-from vimunet.files import replacing
+from vimunet.io.atomic import replacing
 from vimunet.messages import some_of
 
 MOST_IMAGES = 12
 """Images in the gallery, unless told otherwise."""
 
+OUTCOMES = {
+    "found": "matched",
+    "inexact": "seen, but the outline is too far off",
+    "split": "cut into pieces",
+    "merged": "joined with a neighbour",
+    "missed": "not seen",
+    "false": "nothing of the kind in the labels",
+}
+"""What becomes of objects, in the order of the bars."""
+
+
+@dataclass(frozen=True)
+class _Column:
+    """A score in the table: its key in the result, the value of a perfect one, what it means."""
+
+    key: str
+    best: int
+    meaning: str
+
+    @property
+    def title(self) -> str:
+        return self.key.replace("_", " ")
+
+
+_COLUMNS = (
+    _Column("mSA", 1, "mean over IoU thresholds 0.5 to 0.95 of TP / (TP + FP + FN)"),
+    _Column("SA50", 1, "TP / (TP + FP + FN) at IoU 0.5: objects roughly right"),
+    _Column("SA75", 1, "the same at IoU 0.75: outlines good"),
+    _Column("F1", 1, "2 TP / (2 TP + FP + FN) at the IoU threshold of the settings"),
+    _Column("PQ", 1, "panoptic quality: F1 times the mean IoU of the matched objects"),
+    _Column("VI_split", 0, "variation of information by splitting objects, bits per pixel"),
+    _Column("VI_merge", 0, "variation of information by merging objects, bits per pixel"),
+    _Column("ARE", 0, "adapted Rand error: pairs of pixels that are wrongly together or apart"),
+)
 _MOST_NAMES = 12
-_POLICY = "default-src 'none'; img-src data:; style-src 'unsafe-inline'"
+_WORST_IMAGES = 3
+_WIDE_ENOUGH = 0.06  # of a bar, to write a number into it
+_FOLDER = Path(__file__).parent
+
+
+@dataclass(frozen=True)
+class _Mark:
+    """Where a difference and its interval lie in their column, in percent of its width."""
+
+    zero: float
+    start: float
+    middle: float
+    width: float
 
 
 def write_report(
@@ -83,126 +142,153 @@ def write_report(
         }
     labels = open_predictions(labels_folder or result["labels"])
     painter = Painter(result, labels, predictions, images_folder, len(chosen))
-    command = _command(program, result, images_folder, most_images, path.parent)
-    parts = (
-        _head(result),
-        _problems(result),
-        write_scores(result, published),
-        write_differences(result),
-        write_errors(result, chosen),
-        _gallery(result, chosen, painter),
-        _settings(result, images_folder, command),
-        ["</main></body></html>\n"],
+    pieces = _page().generate(
+        **_scores(result, published),
+        **_errors(result, chosen),
+        headline=headline(result),
+        problems=_problems(result),
+        pictures=_pictures(chosen, painter),
+        facts=_facts(result, images_folder),
+        command=_command(program, result, images_folder, most_images, path.parent),
     )
     with replacing(path) as temporary, temporary.open("w", encoding="utf-8") as file:
-        for part in parts:
-            file.writelines(part)
+        file.writelines(pieces)
 
 
-def _head(result: dict[str, Any]) -> Iterator[str]:
-    first, *others = headline(result)
-    methods, images = len(result["methods"]), len(result["names"])
-    title = f"{methods} {plural(methods, 'method')} on {images} {plural(images, 'image')}"
-    style = Path(__file__).with_suffix(".css").read_text(encoding="utf-8")
-    colors = "".join(f".{fate}{{--fate:{color}}}" for fate, color in COLORS.items())
-    yield (
-        '<!doctype html>\n<html lang="en"><head><meta charset="utf-8">'
-        f'<meta http-equiv="Content-Security-Policy" content="{_POLICY}">'
-        '<meta name="viewport" content="width=device-width, initial-scale=1">'
-        f"<title>Comparison: {title}</title><style>{style}{colors}</style></head><body>"
-        f'<header><p class="kind">Comparison of {title}</p><h1>{as_html(first)}</h1>'
-        f"<p>{as_html(' '.join(others))}</p>"
-        '<nav aria-label="Sections"><a href="#scores">Scores</a>'
+def _page() -> Template:
+    """Load the template, which makes all text that it is given printable and escapes it."""
+    environment = Environment(
+        loader=FileSystemLoader(_FOLDER),
+        autoescape=True,
+        finalize=lambda value: value if hasattr(value, "__html__") else printable(str(value)),
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
     )
-    if methods > 1:
-        yield '<a href="#differences">Differences</a>'
-    yield (
-        '<a href="#errors">Errors</a><a href="#pictures">Pictures</a>'
-        '<a href="#settings">Settings</a></nav></header><main>'
-    )
+    environment.filters |= {
+        "score": score_text,
+        "interval": interval_text,
+        "p": p_text,
+        "size": size_text,
+        "thousands": "{:,}".format,
+    }
+    environment.tests["known"] = lambda score: not math.isnan(number(score))
+    environment.globals |= {
+        "plural": plural,
+        "some_of": some_of,
+        "style": (_FOLDER / "report.css").read_text(encoding="utf-8"),
+        "colors": COLORS,
+        "columns": _COLUMNS,
+        "outcomes": OUTCOMES,
+        "labelled_outcomes": LABELLED_OUTCOMES[1:],
+        "published_title": PUBLISHED_TITLE,
+        "few_images": FEW_IMAGES,
+        "most_methods": MOST_METHODS,
+        "most_names": _MOST_NAMES,
+        "wide_enough": _WIDE_ENOUGH,
+    }
+    return environment.get_template("report.html")
 
 
-def _problems(result: dict[str, Any]) -> Iterator[str]:
-    """List what could not be scored as it was meant, by method and problem."""
-    rows, empty = [], False
+def _scores(result: dict[str, Any], published: Mapping[str, float] | None) -> dict[str, Any]:
+    """Compute what the figure and the tables of scores and differences show."""
+    methods = {name: result["methods"][name] for name in ranking(result)}
+    return {
+        "methods": methods,
+        "images": len(result["names"]),
+        "settings": result["settings"],
+        "ceilings": [
+            f"{title} {score_text(top['mSA'])} ({interval_text(top['confidence'])})"
+            for title, top in result["ceilings"].items()
+        ],
+        "images_of_ceilings": min(
+            (top["images"] for top in result["ceilings"].values()), default=0
+        ),
+        "svg": figure_svg(result, published),
+        "published": published,
+        "timed": any(method["seconds_per_image"] is not None for method in methods.values()),
+        "best": result["best"],
+        "best_means": {column.key: _best_mean(methods, column) for column in _COLUMNS},
+        "certain": [name for name in methods if is_certain(result, name)],
+        "marks": _marks(result),
+    }
+
+
+def _best_mean(methods: Mapping[str, Any], column: _Column) -> float:
+    means = [number(method["mean"][column.key]) for method in methods.values()]
+    known = [mean for mean in means if not math.isnan(mean)]
+    return (max if column.best else min)(known, default=math.nan)
+
+
+def _marks(result: dict[str, Any]) -> dict[str, _Mark | None]:
+    """Draw differences and their intervals to one scale with 0 in it; None if not defined."""
+    differences = {
+        name: [number(against["difference"]), *map(number, against["confidence"])]
+        for name, method in result["methods"].items()
+        if (against := method["against_best"])
+    }
+    ends = [end for _, *ends in differences.values() for end in ends if not math.isnan(end)]
+    low, high = min([0.0, *ends]), max([0.0, *ends])
+    scale = 100 / (high - low) if high > low else 0.0
+    return {
+        name: None
+        if math.isnan(start)
+        else _Mark(
+            zero=-low * scale,
+            start=(start - low) * scale,
+            middle=(middle - low) * scale,
+            width=(end - start) * scale,
+        )
+        for name, (middle, start, end) in differences.items()
+    }
+
+
+def _errors(result: dict[str, Any], chosen: Mapping[str, str]) -> dict[str, Any]:
+    """Compute what the bars, the diagnoses and the links to the pictures show."""
+    methods = result["methods"].items()
+    return {
+        "longest": max(
+            [1, *(method["total"]["objects"] + method["total"]["false"] for _, method in methods)]
+        ),
+        "diagnoses": {name: diagnosis(method) for name, method in methods},
+        "worst_images": {name: _worst_images(method) for name, method in methods},
+        "places": {name: place for place, name in enumerate(chosen)},
+        "not_shown": len(result["names"]) - len(chosen),
+    }
+
+
+def _worst_images(method: Mapping[str, Any]) -> list[dict[str, Any]]:
+    known = [image for image in method["images"] if not math.isnan(number(image["mSA"]))]
+    return sorted(known, key=lambda image: number(image["mSA"]))[:_WORST_IMAGES]
+
+
+def _problems(result: dict[str, Any]) -> list[tuple[str, str, list[str]]]:
+    """List what could not be scored as it was meant: method, problem, names of the files."""
+    rows = []
     for name in ranking(result):
         method = result["methods"][name]
         grouped: dict[str, list[str]] = {}
         for entry in method["problems"]:
             grouped.setdefault(entry["problem"], []).append(entry["name"])
-        empty |= bool(grouped)
         for entry in method.get("notes", ()):
             grouped.setdefault(entry["note"], []).append(entry["name"])
         if extra := method.get("extra"):
             grouped["predictions without labels of their name, not scored"] = extra
-        for problem, images in grouped.items():
-            shown = some_of(map(as_html, images), _MOST_NAMES)
-            rows.append(
-                f"<li><b>{as_html(name)}</b>: {as_html(problem)} ({len(images)}): {shown}</li>"
-            )
-    if not rows:
-        return
-    yield '<section class="problems"><h2>Problems</h2>'
-    if empty:
-        yield (
-            "<p>Images without a usable file count as if nothing had been found. Unless that is "
-            "so, the scores of their method are too low.</p>"
-        )
-    yield f"<ul>{''.join(rows)}</ul></section>"
+        rows += [(name, problem, files) for problem, files in grouped.items()]
+    return rows
 
 
-def _gallery(result: dict[str, Any], chosen: Mapping[str, str], painter: Painter) -> Iterator[str]:
-    yield '<section id="pictures"><h2>Pictures</h2>'
-    if not chosen:
-        yield "<p>None were asked for.</p></section>"
-        return
-    legend = "".join(f'<li><i class="{fate}"></i><b>{fate}</b></li>' for fate in FATES)
-    notes = ["Large images are shown smaller than they are."]
-    if rest := len(result["names"]) - len(chosen):
-        notes.append(f"{rest:,} more {plural(rest, 'image')} not shown.")
-    if len(result["methods"]) > MOST_METHODS:
-        notes.append(f"Only the best {MOST_METHODS} methods are shown.")
-    yield (
-        "<p>Per method the objects as outlines and, beside them, the errors: labelled objects in "
-        "the colour of what became of them, false objects too, predicted outlines in white. "
-        f'{" ".join(notes)}</p><p class="choice"><label><input type="checkbox" id="large"> '
-        f'larger pictures</label></p><ul class="legend">{legend}</ul>'
-    )
-    for place, (name, reason) in enumerate(chosen.items()):
-        yield (
-            f'<section class="picture" id="picture-{place}"><h3>{as_html(name)} '
-            f'<small>{as_html(reason)}</small></h3><div class="panels">'
-        )
-        for panel in painter.panels(name):
-            yield _panel(panel)
-        yield "</div></section>"
-    yield "</section>"
+def _pictures(
+    chosen: Mapping[str, str], painter: Painter
+) -> Iterator[tuple[str, str, Iterator[Panel]]]:
+    """Give each image, why it was chosen, and its panels, drawn when they are asked for."""
+    for name, reason in chosen.items():
+        yield name, reason, painter.panels(name)
 
 
-def _panel(panel: Panel) -> str:
-    pictures = "".join(
-        f'<img src="{picture.source}" width="{picture.width}" height="{picture.height}" '
-        f'alt="{as_html(picture.alt)}">'
-        for picture in panel.pictures
-    )
-    caption = f"<b>{as_html(panel.title)}</b>"
-    if panel.scores is not None:
-        kinds = [
-            f"{panel.scores[fate]} {fate}"
-            for fate in FATES
-            if panel.scores[fate] or fate == "found"
-        ]
-        caption += f" mSA {score_text(panel.scores['mSA'])}: {', '.join(kinds)}"
-    if panel.note:
-        caption += f' <span class="warn">{as_html(panel.note)}</span>'
-    return f'<figure><div class="pair">{pictures}</div><figcaption>{caption}</figcaption></figure>'
-
-
-def _settings(
-    result: dict[str, Any], images_folder: str | Path | None, command: str
-) -> Iterator[str]:
+def _facts(result: dict[str, Any], images_folder: str | Path | None) -> dict[str, Any]:
     settings = result["settings"]
-    rows = {
+    return {
         "Labels": result["labels"],
         "Images": images_folder or "not given",
         "IoU threshold of counts, F1, PQ and errors": f"{settings['threshold']:g}",
@@ -221,11 +307,6 @@ def _settings(
         ),
         "Written": datetime.datetime.now().astimezone().strftime("%Y-%m-%d %H:%M %Z"),
     }
-    listed = "".join(f"<dt>{as_html(key)}</dt><dd>{as_html(row)}</dd>" for key, row in rows.items())
-    yield (
-        f'<section id="settings"><h2>Settings</h2><dl class="settings">{listed}</dl>'
-        f"<h3>To repeat it</h3><pre>{as_html(command)}</pre></section>"
-    )
 
 
 def _command(

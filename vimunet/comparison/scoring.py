@@ -10,27 +10,23 @@ import numpy as np
 from numpy.typing import NDArray
 
 from vimunet.bridges.predictions import Predictions, open_predictions
-from vimunet.comparison.fates import LABELLED_FATES, PREDICTED_FATES, fates
-from vimunet.data.folder import list_images, natural_key, read_image, stem
-from vimunet.evaluation import (
-    Protocol,
-    check_names,
-    confidence_interval,
-    mean_segmentation_accuracy,
-    scores_of,
-    summarize,
-    write_json,
-    write_rows,
-)
-from vimunet.matching import Overlap
+from vimunet.comparison.outcomes import LABELLED_OUTCOMES, PREDICTED_OUTCOMES, outcomes
+from vimunet.io.formats import read_image
+from vimunet.io.names import list_images, natural_key, stem
+from vimunet.io.tables import write_json, write_rows
 from vimunet.messages import some_of
-from vimunet.postprocessing import connected_components
+from vimunet.protocol import Protocol, checked_protocol
+from vimunet.representations.watershed import connected_components
+from vimunet.scores.folders import check_names
+from vimunet.scores.matching import Overlap
+from vimunet.scores.objects import mean_segmentation_accuracy, scores_of, summarize
+from vimunet.scores.statistics import confidence_interval
 
 NOTHING_FOUND = "no file: nothing was found"
 """The problem of an image for which a tool rightly wrote no file."""
 
 _WRONG = {"false": "false", "pieces": "piece", "mergers": "merger"}
-_COUNTS = ("TP", "FP", "FN", "objects", "predicted", *LABELLED_FATES[1:], *_WRONG)
+_COUNTS = ("TP", "FP", "FN", "objects", "predicted", *LABELLED_OUTCOMES[1:], *_WRONG)
 
 _SIZE_CLASSES = 5
 _MOST_EXACT, _FLIPS = 12, 10_000
@@ -60,8 +56,9 @@ def compare(
         labels: Folder of annotated labels, of any tool that `open_predictions` reads.
         methods: Name of each method -> its folder of predictions, of any tool.
         images: Folder of the images; needed where outlines (ImageJ ROIs) are the labels.
-        threshold: IoU in (0, 1] for counts, F1, PQ and fates.
-        protocol: "fair", or "paper" for the published way to read nnU-Net's classes and to count.
+        threshold: IoU in (0, 1] for counts, F1, PQ and outcomes.
+        protocol: "fair", or "published": nnU-Net's classes are read, and matches counted, as they
+            were in the paper.
         labelled_pixels_only: As in `vimunet.evaluate`; for EM labels that leave out boundaries.
         seconds: Seconds per image of a method, where known; they are only passed on.
         ceilings: Title -> what turns labels into the labels that perfect maps would give. They
@@ -71,8 +68,8 @@ def compare(
     Returns:
         `names` of the images, `settings`, `best` (the method with the highest mean mSA),
         `ceilings` (mSA and confidence interval) and `methods`. Of each method: folder, tool,
-        seconds_per_image; `images`, one row of scores and counts of fates each; `mean`,
-        `confidence` and `total` over images; `by_size`, the fates of small to large objects, in
+        seconds_per_image; `images`, one row of scores and counts of outcomes each; `mean`,
+        `confidence` and `total` over images; `by_size`, the outcomes of small to large objects, in
         five classes of equally many; `problems`; `notes`, what a reader had to say about a file
         that it read; `extra`, predictions without labels;
         `against_best`: mean difference of mSA to the best method on the same images, its
@@ -84,6 +81,7 @@ def compare(
             with it, `seconds` names an unknown one, labels cannot be read or are no images
             (y, x), or labels or predictions look like classes instead of objects.
     """
+    protocol = checked_protocol(protocol)
     if not methods:
         raise ValueError("`methods` must name at least one folder of predictions.")
     if not 0 < threshold <= 1:
@@ -148,7 +146,7 @@ def compare(
             "notes": scorer.notes,
             "extra": sorted(scorer.predictions.files.keys() - set(names), key=natural_key),
             "against_best": None if name == best else _against(accuracies[name], accuracies[best]),
-            "by_size": _by_size(areas, np.concatenate(scorer.fates), classes),
+            "by_size": _by_size(areas, np.concatenate(scorer.outcomes), classes),
         }
         for name, scorer in scorers.items()
     }
@@ -205,7 +203,7 @@ class _Scorer:
         self.rows: list[dict[str, Any]] = []
         self.problems: list[dict[str, str]] = []
         self.notes: list[dict[str, str]] = []
-        self.fates: list[NDArray[np.uint8]] = []
+        self.outcomes: list[NDArray[np.uint8]] = []
         self.areas: list[NDArray[np.int64]] = []
         self.numbering = _Numbering()
 
@@ -222,10 +220,10 @@ class _Scorer:
         if problem is not None:
             self.problems.append({"name": name, "problem": problem})
             overlap = Overlap.between(np.zeros_like(labels), labels, labelled_pixels_only)
-        labelled, predicted = (values[1:] for values in fates(overlap, self.threshold))
-        of_labelled = np.bincount(labelled, minlength=len(LABELLED_FATES)).tolist()
-        of_predicted = np.bincount(predicted, minlength=len(PREDICTED_FATES)).tolist()
-        self.fates.append(labelled)
+        labelled, predicted = (values[1:] for values in outcomes(overlap, self.threshold))
+        of_labelled = np.bincount(labelled, minlength=len(LABELLED_OUTCOMES)).tolist()
+        of_predicted = np.bincount(predicted, minlength=len(PREDICTED_OUTCOMES)).tolist()
+        self.outcomes.append(labelled)
         areas = np.bincount(overlap.labelled, overlap.pixels, labelled.size + 1)[1:]
         self.areas.append(areas.astype(np.int64))
         self.rows.append(
@@ -234,10 +232,10 @@ class _Scorer:
                 **scores_of(overlap, self.threshold, self.protocol),
                 "objects": labelled.size,
                 "predicted": predicted.size,
-                **dict(zip(LABELLED_FATES[1:], of_labelled[1:], strict=True)),
+                **dict(zip(LABELLED_OUTCOMES[1:], of_labelled[1:], strict=True)),
                 **{
-                    column: of_predicted[PREDICTED_FATES.index(fate)]
-                    for column, fate in _WRONG.items()
+                    column: of_predicted[PREDICTED_OUTCOMES.index(outcome)]
+                    for column, outcome in _WRONG.items()
                 },
             }
         )
@@ -317,13 +315,13 @@ def _by_size(
     rows = []
     for low, high in itertools.pairwise(borders):
         inside = objects[(areas >= low) & (areas < high)]
-        counts = np.bincount(inside, minlength=len(LABELLED_FATES)).tolist()
+        counts = np.bincount(inside, minlength=len(LABELLED_OUTCOMES)).tolist()
         rows.append(
             {
                 "area_from": low,
                 "area_to": high - 1,
                 "objects": inside.size,
-                **dict(zip(LABELLED_FATES[1:], counts[1:], strict=True)),
+                **dict(zip(LABELLED_OUTCOMES[1:], counts[1:], strict=True)),
             }
         )
     return rows

@@ -40,6 +40,8 @@ def printable(text: str) -> str:
         >>> printable("cell\n\u202e1"), printable("Zellen, 2 µm")
         ('cell��1', 'Zellen, 2 µm')
     """
+    if text.isprintable():
+        return text
     return "".join(sign if sign.isprintable() else "\N{REPLACEMENT CHARACTER}" for sign in text)
 
 

@@ -260,11 +260,15 @@ void instance_norm_backward(const In<T, 3>& grad_y, const std::vector<Strided<T,
 }
 
 // Whether freed memory stays in the process. Large buffers otherwise go back to the system, which
-// clears each of their pages when they are needed again.
+// clears each of their pages when they are needed again. glibc has no way to ask for its thresholds
+// or to let them move again: afterwards they are what it would have moved them to by itself, had a
+// block of 32 MB been freed.
 void keep_memory([[maybe_unused]] bool keep) {
 #if defined(__GLIBC__)
+  constexpr int megabyte = 1024 * 1024;
   mallopt(M_MMAP_MAX, keep ? 0 : 65536);
-  mallopt(M_TRIM_THRESHOLD, keep ? -1 : 128 * 1024);
+  mallopt(M_MMAP_THRESHOLD, 32 * megabyte);
+  mallopt(M_TRIM_THRESHOLD, keep ? -1 : 64 * megabyte);
   if (!keep) malloc_trim(0);
 #endif
 }

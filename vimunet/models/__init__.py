@@ -1,11 +1,9 @@
 """The networks by name, and how to build one.
 
-Axis letters, everywhere in `vimunet`: b images, c channels, m maps, y rows, x columns, l tokens,
-d inner channels, n state size.
+Axis letters, everywhere in `vimunet`: b images, c channels, m maps, z sections, y rows,
+x columns, l tokens, d inner channels, n state size.
 
-Every network maps (b, c, y, x) floats to (b, m, y, x) logits, in train and eval mode, and has
-the attributes `in_channels`, `out_channels`, `stride` (y and x must be divisible by it),
-`max_size` (largest y or x it takes, None for any) and `config` (rebuilds it).
+What every network is, `Network` says (`network.py`).
 """
 
 import inspect
@@ -13,15 +11,14 @@ from collections.abc import Callable
 from functools import partial
 from typing import Any
 
-from torch import nn
-
 from vimunet.models.encoder_decoder import unetr, vim_unet
+from vimunet.models.network import Network
 from vimunet.models.swin_unetr import SwinUNETR
 from vimunet.models.umamba import umamba
 from vimunet.models.unet import UNet
 from vimunet.models.vmunet import VMUNet
 
-MODELS: dict[str, Callable[..., nn.Module]] = {
+MODELS: dict[str, Callable[..., Network]] = {
     "resunet": partial(umamba, mamba="none"),
     "swin_unetr": SwinUNETR,
     "umamba_bot": partial(umamba, mamba="bottleneck"),
@@ -45,9 +42,7 @@ MODELS: dict[str, Callable[..., nn.Module]] = {
 }
 
 
-def build_model(
-    name: str, in_channels: int = 1, out_channels: int = 2, **options: Any
-) -> nn.Module:
+def build_model(name: str, in_channels: int = 1, out_channels: int = 2, **options: Any) -> Network:
     """Build a network with fresh weights.
 
     Args:
@@ -79,6 +74,6 @@ def build_model(
             f"Unknown option {unknown[0]!r} of model {name!r}. Known: {', '.join(sorted(known))}."
         )
     arguments = {"in_channels": in_channels, "out_channels": out_channels, **options}
-    network: Any = builder(**arguments)
+    network = builder(**arguments)
     network.config = {"model": name, "model_args": arguments}
     return network

@@ -136,21 +136,25 @@ def instance_norm(maps: Sequence[Tensor], relu: bool, eps: float) -> Tensor:
     """Join maps along their channels and give each channel of each image mean 0 and variance 1.
 
     Args:
-        maps: (b, c, y, x) each, of one dtype, float32 or bfloat16; channels-last, or copied so.
+        maps: (b, c, [z,] y, x) each, of one dtype, float32 or bfloat16; channels-last, or copied
+            so.
         relu: Apply a ReLU to the maps before.
         eps: Added to the variance.
 
     Returns:
-        (b, sum of c, y, x), channels-last.
+        (b, sum of c, [z,] y, x), channels-last.
     """
     size = maps[0].shape[2:]
+    form = torch.channels_last if len(size) == 2 else torch.channels_last_3d
     rows = []
     for part in maps:
-        if part.stride(1) != 1 or part.stride(2) != part.stride(3) * size[1]:
-            part = part.contiguous(memory_format=torch.channels_last)
-        rows.append(part.permute(0, 2, 3, 1).flatten(1, 2))
+        steps = part.stride()[2:]
+        gaps = any(steps[i] != steps[i + 1] * size[i + 1] for i in range(len(size) - 1))
+        if part.stride(1) != 1 or gaps:
+            part = part.contiguous(memory_format=form)
+        rows.append(part.movedim(1, -1).flatten(1, -2))
     y, _, _ = _norm(rows, relu, eps)
-    return y.unflatten(1, size).permute(0, 3, 1, 2)
+    return y.unflatten(1, size).movedim(-1, 1)
 
 
 _library = torch.library.Library("vimunet", "DEF")

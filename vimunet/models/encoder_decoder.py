@@ -20,14 +20,13 @@ import torch
 import torch.nn.functional as F  # noqa: N812
 from torch import Tensor, nn
 
+from vimunet.models.network import Network, channels_last
 from vimunet.models.unet import (
     ConvBlock,
     Decoder,
     Encoder,
     InstanceNorm,
     Upsample,
-    channels_last,
-    check_image,
 )
 from vimunet.models.vim import PATCH_SIZE, Mixer, VimEncoder
 from vimunet.models.vit import ViTEncoder
@@ -144,7 +143,7 @@ class Deconv(nn.Module):
         return F.relu(F.conv2d(self.block[0](maps), weight, bias, padding=1), inplace=True)
 
 
-class EncoderDecoder(nn.Module):
+class EncoderDecoder(Network):
     """Token encoder and decoder; the side path upsamples the last encoder map step by step.
 
     Nothing finer than the token grid reaches the decoder here. Subclasses change that; they
@@ -186,9 +185,9 @@ class EncoderDecoder(nn.Module):
         self.in_channels = in_channels
         self.out_channels = out_channels
         self.canvas = canvas
-        self.stride = 16 if canvas is None else 1
-        fits = canvas is None or canvas.resize_input
-        self.max_size = None if fits else canvas.size  # type: ignore[union-attr]
+        self.stride = (16, 16) if canvas is None else (1, 1)
+        if canvas is not None and not canvas.resize_input:
+            self.max_size = (canvas.size, canvas.size)
 
         self.features = tuple(features)
         self.encoder = encoder
@@ -222,7 +221,7 @@ class EncoderDecoder(nn.Module):
             ValueError: If the image's channels or size do not fit `in_channels`, `stride` and
                 `max_size`. (torch-em crops an image larger than the canvas without a word.)
         """
-        check_image(image, self.in_channels, self.stride, self.max_size)
+        self.check_image(image)
         if self.canvas is None:
             return self._logits(image)
         canvas, placed = self.canvas.place(image)

@@ -4,10 +4,11 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from vimunet.models.unet import InstanceNorm, check_image
+from vimunet.models.network import Network
+from vimunet.models.unet import InstanceNorm
 
 
-class SwinUNETR(nn.Module):
+class SwinUNETR(Network):
     """Swin UNETR: windowed transformer encoder, convolutional decoder with skip connections.
 
     Args:
@@ -25,8 +26,7 @@ class SwinUNETR(nn.Module):
         either, take maps of one pixel and are faster on the CPU.
     """
 
-    stride = 32
-    max_size: int | None = None
+    stride = (32, 32)
 
     def __init__(
         self,
@@ -63,5 +63,5 @@ class SwinUNETR(nn.Module):
         Raises:
             ValueError: If y or x is not divisible by `stride`.
         """
-        check_image(image, self.in_channels, self.stride)
+        self.check_image(image)
         return self.swin(image)

@@ -20,8 +20,9 @@ import torch.nn.functional as F  # noqa: N812
 from torch import Tensor, nn
 
 from vimunet.models.mamba import Mamba
+from vimunet.models.network import Network, channels_last
 from vimunet.models.scan import state_dtype
-from vimunet.models.unet import InstanceNorm, channels_last, check_image
+from vimunet.models.unet import InstanceNorm
 
 SMALLEST = 4  # pixels that height and width keep at the bottom of the network
 Stride = tuple[int, int]
@@ -259,7 +260,7 @@ class _Decoder(nn.Module):
         return self.seg_layers[-1](maps)
 
 
-class UMamba(nn.Module):
+class UMamba(Network):
     """Residual U-Net with Mamba layers; see `umamba`."""
 
     def __init__(
@@ -295,8 +296,8 @@ class UMamba(nn.Module):
                 layers[stage] = MambaLayer(pixels if swap else width, swap, residual)
                 tied = tied or swap
         self.fixed_size = padded if tied else None
-        self.stride = 1 if tied else max(halvings)
-        self.max_size = min(padded) if tied else None
+        self.stride = (1, 1) if tied else tuple(halvings)
+        self.max_size = padded if tied else None
 
         encoder_counts = [2 if stage < math.ceil(stages / 2) else 1 for stage in range(stages)]
         decoder_counts = [2 if step < math.ceil(stages / 2) else 1 for step in range(stages - 1)]
@@ -318,7 +319,7 @@ class UMamba(nn.Module):
             ValueError: If the image's channels or size do not fit `in_channels`, `stride` and
                 `max_size`.
         """
-        check_image(image, self.in_channels, self.stride, self.max_size)
+        self.check_image(image)
         y, x = image.shape[2:]
         if self.fixed_size is not None:
             image = F.pad(image, (0, self.fixed_size[1] - x, 0, self.fixed_size[0] - y))

@@ -17,8 +17,8 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from vimunet.models.mamba import DropPath, step_weights
+from vimunet.models.network import Network, channels_last
 from vimunet.models.scan import Order, selective_scan, state_dtype
-from vimunet.models.unet import channels_last, check_image
 
 PATCH_SIZE = 4
 ORDERS: tuple[Order, ...] = ("forward", "columns", "reverse", "columns-reverse")
@@ -219,7 +219,7 @@ class _Layers(nn.Module):
         return self.final_conv(self.final_up(tokens).permute(0, 3, 1, 2))
 
 
-class VMUNet(nn.Module):
+class VMUNet(Network):
     """VM-UNet: four stages of Vision Mamba blocks down to 1/32 of the size, and four up again.
 
     The maps of the encoder are added to those of the decoder, not concatenated. An image of one
@@ -245,8 +245,7 @@ class VMUNet(nn.Module):
         the sigmoid itself if there is one map; here `forward` returns logits.
     """
 
-    stride = 32
-    max_size: int | None = None
+    stride = (32, 32)
 
     def __init__(
         self,
@@ -278,7 +277,7 @@ class VMUNet(nn.Module):
         Raises:
             ValueError: If y or x is not divisible by `stride`.
         """
-        check_image(image, self.in_channels, self.stride)
+        self.check_image(image)
         return self.vmunet(image.expand(-1, 3, -1, -1) if self.in_channels == 1 else image)
 
 

@@ -25,7 +25,7 @@ from nnunetv2.training.lr_scheduler.polylr import PolyLRScheduler
 from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 from torch import Tensor, nn
 
-from vimunet.models import build_model
+from vimunet.models import Network, build_model
 
 
 class Padded(nn.Module):
@@ -34,15 +34,18 @@ class Padded(nn.Module):
     nnU-Net standardises each image, so that zero is its mean.
     """
 
-    def __init__(self, network: Any) -> None:
+    def __init__(self, network: Network) -> None:
         super().__init__()
-        self.network, self.stride = network, int(network.stride)
+        self.network = network
 
     def forward(self, image: Tensor) -> Tensor:
-        """Map (b, c, y, x) to (b, m, y, x) logits."""
-        y, x = image.shape[2:]
-        padded = F.pad(image, (0, -x % self.stride, 0, -y % self.stride))
-        return self.network(padded)[:, :, :y, :x]
+        """Map (b, c, [z,] y, x) to (b, m, [z,] y, x) logits."""
+        size = image.shape[2:]
+        missing = [
+            full - length for length, full in zip(size, self.network.padded(size), strict=True)
+        ]
+        padding = [pixels for behind in reversed(missing) for pixels in (0, behind)]
+        return self.network(F.pad(image, padding))[(..., *(slice(length) for length in size))]
 
 
 class nnUNetTrainerShort(nnUNetTrainer):  # noqa: N801

@@ -6,7 +6,7 @@ with files. Nothing of nnU-Net is imported, and nothing here trains: `docs/nnune
 commands in between.
 
 Two protocols. "fair": the boundary lies inside the objects and is given back to them, so that a
-perfect network scores nearly 1. "paper": the conversion and evaluation published with ViM-UNet,
+perfect network scores nearly 1. "published": the conversion and evaluation published with ViM-UNet,
 whose boundary lies on both sides of an outline and belongs to no object; a perfect network loses
 the rim of every object.
 """
@@ -14,7 +14,6 @@ the rim of every object.
 from vimunet.bridges.nnunet.classes import (
     CLASSES,
     Kind,
-    Protocol,
     one_hot,
     to_classes,
     to_labels,
@@ -29,7 +28,6 @@ from vimunet.bridges.nnunet.predictions import (
 __all__ = [
     "CLASSES",
     "Kind",
-    "Protocol",
     "WrittenDataset",
     "find_predictions",
     "is_prediction_folder",

@@ -11,11 +11,11 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from scipy import ndimage
 
-from vimunet.matching import renumbered
-from vimunet.postprocessing import connected_components, depth_inside, largest_per_label
-from vimunet.representation import Boundaries
+from vimunet.labels import renumbered
+from vimunet.protocol import Protocol, checked_protocol
+from vimunet.representations.boundaries import Boundaries
+from vimunet.representations.watershed import connected_components, depth_inside, largest_per_label
 
-Protocol = Literal["fair", "paper"]
 Kind = Literal["boundaries", "boundary"]
 
 # nnU-Net's name of each class, background first. Readers know the boundary by its name.
@@ -24,7 +24,6 @@ CLASSES: dict[str, tuple[str, ...]] = {
     "boundary": ("background", "boundary"),
 }
 MIN_INTERIOR_RADIUS = 2.0  # narrower pieces of interior become boundary; unit: pixels
-_PROTOCOLS = ("fair", "paper")
 _BOUNDARY_NAME = re.compile("bound|border|membrane|contour|edge|outline", re.IGNORECASE)
 
 
@@ -37,7 +36,7 @@ def to_classes(
     that no circle of 2 pixels fits into are boundary too, since each would come back as an object
     of its own; an object keeps its widest piece in any case. An object without interior is
     interior where it touches no other object; if it touches everywhere, its middle is.
-    "boundaries", paper: 1 foreground, 2 the pixels on both sides of every outline, background
+    "boundaries", published: 1 foreground, 2 the pixels on both sides of every outline, background
     included.
     "boundary", for images where objects fill everything: 1 on both sides of every outline.
     Fair: 1 on all unlabelled pixels too, the rest of a thick membrane.
@@ -45,7 +44,7 @@ def to_classes(
     Args:
         labels: (y, x) integer labels, 0 background; ids need not be consecutive.
         representation: "boundaries" for three classes, "boundary" for two.
-        protocol: "fair" or "paper".
+        protocol: "fair" or "published".
 
     Returns:
         (y, x) classes.
@@ -55,8 +54,8 @@ def to_classes(
         ValueError: If a label is negative, the shape is not (y, x), or an argument is unknown.
 
     Source:
-        "paper": Archit & Pape 2024, "ViM-UNet", https://arxiv.org/abs/2404.07705, in the code of
-        its comparison with nnU-Net.
+        "published": Archit & Pape 2024, "ViM-UNet", https://arxiv.org/abs/2404.07705, in the code
+        of its comparison with nnU-Net.
 
     Examples:
         >>> to_classes(np.array([[0, 0, 0, 0], [0, 1, 1, 1], [0, 1, 1, 1], [0, 1, 1, 1]]))
@@ -65,12 +64,12 @@ def to_classes(
                [0, 2, 1, 1],
                [0, 2, 1, 1]], dtype=uint8)
     """
-    check_choices(representation, protocol)
+    protocol = check_choices(representation, protocol)
     labels = np.asarray(labels)
     foreground, outline = Boundaries().encode(labels) > 0
     if representation == "boundary":
-        return (outline if protocol == "paper" else outline | ~foreground).astype(np.uint8)
-    if protocol == "paper":
+        return (outline if protocol == "published" else outline | ~foreground).astype(np.uint8)
+    if protocol == "published":
         return np.where(outline, 2, foreground).astype(np.uint8)
     interior = _one_interior_each(renumbered(labels), foreground & ~outline)
     return np.where(interior, 1, 2 * foreground).astype(np.uint8)
@@ -121,14 +120,14 @@ def to_labels(
 ) -> NDArray[np.int32]:
     """Turn the classes that nnU-Net predicts into labelled objects.
 
-    Fair: foreground is interior or boundary, and `Boundaries` reads the two maps. Paper: the most
-    probable class counts, and boundary is not foreground. Where the boundary is the only class,
-    everything is foreground. If there is no boundary among two classes, each connected piece of
-    the other is an object.
+    Fair: foreground is interior or boundary, and `Boundaries` reads the two maps. Published: the
+    most probable class counts, and boundary is not foreground. Where the boundary is the only
+    class, everything is foreground. If there is no boundary among two classes, each connected piece
+    of the other is an object.
 
     Args:
         probabilities: (k, y, x) probability of each class, 0 to 1. Hard classes are 0 and 1.
-        protocol: "fair" or "paper".
+        protocol: "fair" or "published".
         classes: Name of each class, background first; None for those of `write_dataset`.
         representation: Other thresholds than the default's; only for "fair".
 
@@ -139,7 +138,7 @@ def to_labels(
         ValueError: If there are not two or three classes, an argument is unknown, or a value is
             not in [0, 1].
     """
-    check_choices("boundaries", protocol)
+    protocol = check_choices("boundaries", protocol)
     if classes is None:
         classes = next((c for c in CLASSES.values() if len(c) == len(probabilities)), ())
     boundary = [i for i, name in enumerate(classes) if i and _BOUNDARY_NAME.search(name)]
@@ -153,7 +152,7 @@ def to_labels(
             f"`probabilities` must have one map per class, {', '.join(classes)}, got "
             f"{len(probabilities)} maps."
         )
-    if protocol == "paper":
+    if protocol == "published":
         probabilities = one_hot(probabilities.argmax(axis=0), len(classes))
     if not boundary:
         return connected_components(probabilities[1] > 0.5)
@@ -161,18 +160,17 @@ def to_labels(
     maps = edge[None]
     if len(classes) == 3:
         interior = probabilities[3 - boundary[0]]
-        inside = interior if protocol == "paper" else np.minimum(interior + edge, 1)
+        inside = interior if protocol == "published" else np.minimum(interior + edge, 1)
         maps = np.stack([inside, edge])
-    if protocol == "paper":
-        return Boundaries.paper(foreground=len(maps) == 2).decode(maps)
+    if protocol == "published":
+        return Boundaries(foreground=len(maps) == 2).published().decode(maps)
     return (representation or Boundaries(foreground=len(maps) == 2)).decode(maps)
 
 
-def check_choices(representation: str, protocol: str) -> None:
-    """Raise if the kind of classes or the protocol is unknown."""
+def check_choices(representation: str, protocol: str) -> Protocol:
+    """Raise if the kind of classes or the protocol is unknown; give the protocol."""
     if representation not in CLASSES:
         raise ValueError(
             f"Unknown `representation` {representation!r}. Known: {', '.join(CLASSES)}."
         )
-    if protocol not in _PROTOCOLS:
-        raise ValueError(f"Unknown `protocol` {protocol!r}. Known: {', '.join(_PROTOCOLS)}.")
+    return checked_protocol(protocol)

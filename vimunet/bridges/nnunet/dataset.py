@@ -18,14 +18,15 @@ from numpy.typing import NDArray
 from vimunet.bridges.nnunet.classes import (
     CLASSES,
     Kind,
-    Protocol,
     check_choices,
     to_classes,
 )
-from vimunet.data import Sample
-from vimunet.data.folder import find_pairs, list_images, read_slices, stem
-from vimunet.files import replacing
+from vimunet.io.atomic import replacing
+from vimunet.io.formats import read_slices
+from vimunet.io.names import list_images, stem
+from vimunet.io.pairs import Sample, find_pairs
 from vimunet.messages import some_of
+from vimunet.protocol import Protocol
 
 _OWN = {"dataset.json", "splits_final.json", "imagesTr", "labelsTr", "imagesTs"}
 _FOLDS = 5
@@ -89,7 +90,7 @@ def write_dataset(
         test_images: Folder of images to predict.
         representation: "boundaries" for cells on a background, "boundary" for images that objects
             fill.
-        protocol: "fair" or "paper", see `to_classes`.
+        protocol: "fair" or "published", see `to_classes`.
         channel_names: Name of each channel. nnU-Net normalises by it, "rgb_to_0_1" for example;
             names that it does not know mean zero mean and unit spread per image.
         preprocessed: nnU-Net's folder `nnUNet_preprocessed`; None for that of the environment.
@@ -104,7 +105,7 @@ def write_dataset(
         ValueError: If an argument is out of its range, a name occurs twice, or images differ in
             their number of channels.
     """
-    check_choices(representation, protocol)
+    protocol = check_choices(representation, protocol)
     if not isinstance(dataset_id, int) or not 1 <= dataset_id <= 999:
         raise ValueError(f"`dataset_id` must be a whole number from 1 to 999, got {dataset_id!r}.")
     if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_-]*", name):

@@ -14,9 +14,11 @@ from typing import IO, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from vimunet.bridges.nnunet.classes import CLASSES, Protocol, check_choices, one_hot, to_labels
-from vimunet.data.folder import natural_key, read_labels
-from vimunet.representation import Boundaries
+from vimunet.bridges.nnunet.classes import CLASSES, check_choices, one_hot, to_labels
+from vimunet.io.formats import read_labels
+from vimunet.io.names import natural_key
+from vimunet.protocol import Protocol
+from vimunet.representations.boundaries import Boundaries
 
 _LABEL_SUFFIXES = (".tif", ".tiff", ".png", ".bmp", ".nii.gz", ".nii")
 _MOST_PACKED = 1100  # deflate makes data at most 1032 times smaller
@@ -89,7 +91,7 @@ def read_prediction(
     Args:
         path: The file of probabilities (.npz, written with `--save_probabilities`; better) or of
             classes (.tif, .png, .bmp, .nii.gz).
-        protocol: "fair" or "paper".
+        protocol: "fair" or "published".
         representation: Other thresholds than the default's; only for "fair".
 
     Returns:
@@ -100,7 +102,7 @@ def read_prediction(
         ImportError: If the file is .nii.gz and nibabel is not installed.
         ValueError: If the file is damaged, no such prediction, or does not fit its neighbours.
     """
-    check_choices("boundaries", protocol)
+    protocol = check_choices("boundaries", protocol)
     path = Path(path)
     if not path.is_file():
         raise FileNotFoundError(f"No such file: {path}.")

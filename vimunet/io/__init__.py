@@ -1,0 +1,1 @@
+"""Files: images, labels and tables, read lazily and written completely or not at all."""

@@ -1,0 +1,1 @@
+"""What can be said of labelled objects, and done to them."""
